@@ -1,0 +1,471 @@
+"""Every setting, its default and its unit, once; and the door through which they come in.
+
+The dataclasses below are the schema. YAML files under `conf/` hold only what differs from them.
+Members of enums are lower-case because their names are what people type.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from clipstem.question import SPLITS, ClipstemError, ProblemPicture
+
+
+class PictureFit(Enum):
+    """What happens to a picture that is not square."""
+
+    crop = "crop"  # cut off what sticks out in the middle's square: CLIP's own way
+    pad = "pad"  # keep all of it, with a border
+    squash = "squash"  # keep all of it, without its proportions
+
+
+class Precision(Enum):
+    """How numbers are kept on the device while computing."""
+
+    auto = "auto"  # bf16 on CUDA, fp32 on the CPU
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+@dataclass
+class ModelConfig:
+    """Which CLIP model, and how questions are shown to it."""
+
+    name: str = "ViT-B-32"
+    """An open_clip model's name, or `local-dir:<folder>` in open_clip's layout."""
+    pretrained: str | None = None
+    """A pretrained tag of open_clip or a file of weights; null draws them from the seed."""
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """An own architecture, as open_clip's `model_cfg`; it then replaces what `name` stands for."""
+    image_size: int | None = None
+    """Side of the pictures that the model sees, px; null keeps the model's own."""
+    picture_fit: PictureFit | None = None
+    """What happens to a picture that is not square; null keeps the model's own."""
+    problem_picture: ProblemPicture = ProblemPicture.added
+    """What the problem's picture does where the options are pictures too."""
+
+
+@dataclass
+class TrainerConfig:
+    """Where it runs."""
+
+    device: str = "auto"
+    """`cpu`, `cuda`, or `auto`: CUDA where there is one."""
+    precision: Precision = Precision.auto
+    """Arithmetic of the towers; logits, softmax and losses are fp32 always."""
+    workers: int = 1
+    """Processes that read, decode and pack; 0 does it in the main process."""
+    threads: int | None = None
+    """CPU threads that torch uses; null leaves it to torch."""
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with a linear warm-up and a cosine to zero; no decay on norms, biases, logit scale."""
+
+    lr: float = 1e-5
+    """Highest learning rate."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's two averaging rates (CLIP's own second one, arXiv 2103.00020)."""
+    weight_decay: float = 0.05
+    """Decay of matrices, per step in units of the learning rate."""
+    warmup_fraction: float = 0.05
+    """Share of the steps over which the rate rises from 0."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient over all parameters."""
+
+
+@dataclass
+class TrainConfig:
+    """`python -m clipstem.train`: fine-tune a model on a prepared data set."""
+
+    data: str = MISSING
+    """A prepared folder, or its URL."""
+    out: str = MISSING
+    """The run's folder, which must not exist yet, or an unfinished run with `resume=true`."""
+    resume: bool = False
+    """Go on from the last checkpoint of an unfinished run."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    epochs: float = 1.0
+    """How often every question is seen; ignored where `steps` is given."""
+    steps: int | None = None
+    """Optimiser steps."""
+    batch_size: int = 64
+    """Questions per optimiser step."""
+    accumulate: int = 1
+    """Parts that a step's questions are computed in; each part sees only its own negatives."""
+    contrast_weight: float = 1.0
+    """Weight of the in-batch contrast beside the cross-entropy over a question's options."""
+    eval_every_steps: int = 200
+    """Steps between two evaluations on `tune`; each also writes a checkpoint."""
+    patience: int | None = 5
+    """Evaluations without a better macro accuracy on `tune` before stopping; null never stops."""
+    seed: int = 0
+    """Seed of drawn weights, of the order of questions and of dropout."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "batch_size", "accumulate", "eval_every_steps", "epochs")
+        if self.steps is not None:
+            _require_positive(self, "steps")
+        if self.batch_size % self.accumulate:
+            raise ClipstemError(
+                f"conf key 'accumulate': {self.accumulate} does not divide "
+                f"batch_size={self.batch_size}; choose a divisor of it"
+            )
+        if self.model.problem_picture is ProblemPicture.reference:
+            raise ClipstemError(
+                "conf key 'model.problem_picture': 'reference' always answers 0, so there is "
+                "nothing to train; expected 'added' or 'ignored'"
+            )
+
+
+@dataclass
+class PredictConfig:
+    """`python -m clipstem.predict`: the probability of every option, for a split of a data set."""
+
+    data: str = MISSING
+    """A prepared folder, or its URL."""
+    run: str | None = None
+    """A finished run's folder: its weights, temperature and settings."""
+    model: ModelConfig | None = None
+    """Or a model as it comes, for zero-shot; one of `run` and `model` is needed."""
+    split: str = "valid"
+    """`train`, `tune`, `valid`, `test`, or `all`."""
+    out: str | None = None
+    """The predictions file; null writes `<run>/predictions/<split>.parquet`."""
+    preds_txt: str | None = None
+    """Also write the leaderboard's file of choices here."""
+    problem_picture: ProblemPicture | None = None
+    """What the problem's picture does where the options are pictures; null: as in training."""
+    temperature: float | None = None
+    """Divides the logits; null takes the run's, or for `model=` fits it on `tune` if it is there."""
+    batch_size: int = 32
+    """Questions scored together; changes the speed, never the answers."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    seed: int = 0
+    """Seed of the weights that a model without pretrained ones is drawn with."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "batch_size")
+        if (self.run is None) == (self.model is None):
+            raise ClipstemError(
+                "give one of run=<folder of a finished run> and model=<a file of conf/model>"
+            )
+        if self.run is None and self.out is None:
+            raise ClipstemError("conf key 'out' is missing; with model= give out=<file>.parquet")
+        if self.split not in (*SPLITS, "all"):
+            raise ClipstemError(
+                f"conf key 'split': there is no split '{self.split}'; "
+                f"expected one of {', '.join(SPLITS)}, all"
+            )
+        if self.temperature is not None:
+            _require_positive(self, "temperature")
+
+
+class Source(Enum):
+    """Where questions come from."""
+
+    drawn = "drawn"  # by the code of `clipstem.bank`
+    stem = "stem"  # parquet files in STEM's schema
+    jsonl = "jsonl"  # one JSON object a line, pictures as files beside it
+
+
+class Verify(Enum):
+    """How closely each picture is looked at while preparing."""
+
+    decode = "decode"  # decode it, which finds truncated ones
+    header = "header"  # read its header only
+
+
+@dataclass
+class PrepareConfig:
+    """`python -m clipstem.prepare`: turn a source of questions into shards."""
+
+    out: str = MISSING
+    """The prepared folder, which must not exist yet."""
+    source: Source = Source.drawn
+    """Where the questions come from: `drawn`, `stem` or `jsonl`."""
+    path: str | None = None
+    """`stem`: a folder, or a Hub data set `owner/name`; `jsonl`: a file; nothing for `drawn`."""
+    skills: list[str] = field(default_factory=list)
+    """`drawn`: names of the bank's skills to draw from; empty takes all."""
+    questions_per_skill: dict[str, int] = field(
+        default_factory=lambda: {"train": 500, "valid": 50, "test": 50}
+    )
+    """`drawn`: questions a skill, by split."""
+    split: str | None = None
+    """`jsonl`: the split of every line; null takes each line's own `split`."""
+    split_fractions: dict[str, float] = field(default_factory=dict)
+    """`jsonl` without splits: shares such as {train: 0.8, valid: 0.2}; no picture is in two."""
+    tune_fraction: float = 0.05
+    """Share of train's questions held out as `tune`, which then has no picture of train's."""
+    seed: int = 0
+    """Seed of the drawn questions, of made splits and of the order in the shards."""
+    verify: Verify = Verify.decode
+    """How closely each picture is looked at: `decode` or `header`."""
+    max_image_side: int | None = None
+    """Longest side of a picture, px: larger ones are encoded again, lossily; null keeps all."""
+    max_skipped_fraction: float = 0.01
+    """Share of bad rows that are skipped; more stop the run."""
+    shard_bytes: int = 128 * 2**20
+    """Size of a shard, bytes."""
+    workers: int | None = None
+    """Processes; null is one for each usable core, 1 is none beside this one."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "shard_bytes")
+        _require_at_least(self, 1, "workers", "max_image_side")
+        _require_at_least(self, 0, "seed")
+        _require_fraction(self, "tune_fraction", "max_skipped_fraction")
+        _require_counts(self.questions_per_skill)
+        if (self.source is Source.drawn) != (self.path is None):
+            expected = {
+                Source.drawn: "no path, because nothing is read",
+                Source.stem: "a folder of parquet files, or a Hub data set owner/name",
+                Source.jsonl: "a file with one JSON object a line",
+            }[self.source]
+            raise ClipstemError(
+                f"conf key 'path': is {self.path or 'missing'}; "
+                f"source={self.source.value} expects {expected}"
+            )
+        self._check_splits()
+
+    def _check_splits(self) -> None:
+        named = ([self.split] if self.split else []) + list(self.split_fractions)
+        if named and self.source is not Source.jsonl:
+            raise ClipstemError(
+                f"conf keys 'split', 'split_fractions': source={self.source.value} has its own "
+                "splits; these are for source=jsonl"
+            )
+        if self.split and self.split_fractions:
+            raise ClipstemError("conf keys 'split', 'split_fractions': give one of them, not both")
+        for split in named:
+            _require_source_split("split_fractions" if self.split_fractions else "split", split)
+        shares = self.split_fractions.values()
+        if shares and (min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6):
+            raise ClipstemError(
+                f"conf key 'split_fractions': {self.split_fractions} are not all above 0 with sum 1"
+            )
+
+
+@dataclass
+class BankConfig:
+    """`python -m clipstem.bank`: write drawn questions as parquet files in STEM's schema."""
+
+    out: str = MISSING
+    """The folder, which must not exist yet; the files come under its `data`."""
+    skills: list[str] = field(default_factory=list)
+    """Names of the bank's skills to draw from; empty takes all."""
+    questions_per_skill: dict[str, int] = field(
+        default_factory=lambda: {"train": 500, "valid": 50, "test": 50}
+    )
+    """Questions a skill, by split."""
+    seed: int = 0
+    """Seed of the drawn questions."""
+    rows_per_file: int = 4096
+    """Most questions in one parquet file; files are written in parallel."""
+    workers: int | None = None
+    """Processes; null is one for each usable core, 1 is none beside this one."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "rows_per_file")
+        _require_at_least(self, 1, "workers")
+        _require_at_least(self, 0, "seed")
+        _require_counts(self.questions_per_skill)
+
+
+SOURCE_SPLITS = ("train", "valid", "test")
+"""Splits that a source can have; `tune` is held out of `train`."""
+
+
+def _require_at_least(config: object, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ClipstemError(f"conf key '{name}': {value} is below {least}")
+
+
+def _require_fraction(config: object, *names: str) -> None:
+    for name in names:
+        if not 0 <= (value := getattr(config, name)) < 1:
+            raise ClipstemError(f"conf key '{name}': {value} is not from 0 to below 1")
+
+
+def _require_source_split(name: str, split: str) -> None:
+    if split not in SOURCE_SPLITS:
+        raise ClipstemError(
+            f"conf key '{name}': there is no split '{split}'; "
+            f"expected one of {', '.join(SOURCE_SPLITS)}"
+        )
+
+
+def _require_counts(questions_per_skill: dict[str, int]) -> None:
+    for split, count in questions_per_skill.items():
+        _require_source_split("questions_per_skill", split)
+        if count < 0:
+            raise ClipstemError(f"conf key 'questions_per_skill.{split}': {count} is below 0")
+
+
+def _require_positive(config: object, *names: str) -> None:
+    for name in names:
+        if not (value := getattr(config, name)) > 0:
+            raise ClipstemError(f"conf key '{name}': {value} is not above 0")
+
+
+Config = TypeVar("Config")
+
+
+def conf_folder() -> Path:
+    """Where the YAML files are: inside the installed package, else beside it in a checkout.
+
+    Raises:
+        ClipstemError: if they are in neither place.
+    """
+    package = Path(__file__).parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise ClipstemError(f"the configuration files are neither in {package} nor beside it")
+
+
+def verb(name: str, schema: type[Config]) -> Callable[[Callable[[Config], None]], Callable[[], None]]:
+    """Make a function of a config dataclass a command: Hydra outside, plain dataclasses inside.
+
+    A user's mistake prints one line and exits with 2; Hydra's own composition errors exit with 1.
+    """
+    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+
+    def decorate(function: Callable[[Config], None]) -> Callable[[], None]:
+        def composed(raw: DictConfig) -> None:
+            with _one_line_errors(name):
+                function(to_dataclass(schema, raw))
+
+        def main() -> None:
+            with _one_line_errors(name):
+                check_keys(schema, sys.argv[1:])
+            hydra.main(config_path=str(conf_folder()), config_name=name, version_base="1.3")(
+                composed
+            )()
+
+        return main
+
+    return decorate
+
+
+class _one_line_errors:
+    """Print a `ClipstemError` as one line without a traceback, and exit with 2."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, ClipstemError):
+            print(f"clipstem {self.name}: {error}", file=sys.stderr)
+            sys.exit(2)
+        if isinstance(error, KeyboardInterrupt):
+            print(f"clipstem {self.name}: interrupted", file=sys.stderr)
+            sys.exit(130)
+
+
+def to_dataclass(schema: type[Config], raw: DictConfig) -> Config:
+    """Check a composed config against its dataclass and make a plain instance of it.
+
+    Composing alone lets unknown keys through that come with `+`: merging a plain container into
+    the dataclass is what refuses them.
+
+    Raises:
+        ClipstemError: for an unknown key, a missing value, or one of the wrong type.
+    """
+    try:
+        checked = OmegaConf.merge(
+            OmegaConf.structured(schema), OmegaConf.to_container(raw, resolve=True)
+        )
+        config = OmegaConf.to_object(checked)
+    except MissingMandatoryValue as error:
+        raise ClipstemError(
+            f"conf key '{error.full_key}' is missing; give {error.full_key}=<value>"
+        ) from error
+    except ConfigKeyError as error:
+        raise ClipstemError(_unknown(schema, str(error.full_key))) from error
+    except OmegaConfBaseException as error:
+        raise ClipstemError(
+            f"conf key '{error.full_key}': {str(error).splitlines()[0]}"
+        ) from error
+    assert isinstance(config, schema)
+    return config
+
+
+def check_keys(schema: type, overrides: Sequence[str]) -> None:
+    """Refuse command-line keys that the schema does not have, naming the nearest one it has.
+
+    Raises:
+        ClipstemError: at the first unknown key.
+    """
+    groups = {path.name for path in conf_folder().iterdir() if path.is_dir()}
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+~").split("@")[0]
+        is_setting = "=" in override and not override.startswith("-")
+        if not is_setting or key.split(".")[0] == "hydra" or "/" in key or key in groups:
+            continue
+        if not _is_known(schema, key.split(".")):
+            raise ClipstemError(_unknown(schema, key))
+
+
+def _children(schema: Any) -> dict[str, Any]:
+    """A dataclass's fields with the dataclass each holds, if any."""
+    hints = get_type_hints(schema)
+    types = {f.name: (hints[f.name], *get_args(hints[f.name])) for f in fields(schema)}
+    return {name: next(filter(is_dataclass, kinds), None) for name, kinds in types.items()}
+
+
+def _is_known(schema: Any, path: Sequence[str]) -> bool:
+    children = _children(schema)
+    if path[0] not in children:
+        return False
+    child = children[path[0]]
+    # Below a plain field such as a mapping any key may stand.
+    return len(path) == 1 or child is None or _is_known(child, path[1:])
+
+
+def _unknown(schema: Any, key: str) -> str:
+    near = difflib.get_close_matches(key, _all_keys(schema), n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"expected {', '.join(_children(schema))}"
+    return f"conf key '{key}' is unknown; {hint}"
+
+
+def _all_keys(schema: Any, prefix: str = "") -> list[str]:
+    keys = []
+    for name, child in _children(schema).items():
+        keys.append(prefix + name)
+        keys += _all_keys(child, f"{prefix}{name}.") if child else []
+    return keys
+
+
+def model_config(name: str) -> ModelConfig:
+    """A file of `conf/model`, such as `vit_b32`; any other name is taken for open_clip's.
+
+    Raises:
+        ClipstemError: if the file holds something that is no model config.
+    """
+    path = conf_folder() / "model" / f"{name}.yaml"
+    if not path.is_file():
+        return ModelConfig(name=name)
+    loaded = OmegaConf.load(path)
+    assert isinstance(loaded, DictConfig)
+    return to_dataclass(ModelConfig, loaded)

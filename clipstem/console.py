@@ -1,0 +1,70 @@
+"""What people see in the terminal: progress bars, tables, log lines."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from clipstem.metrics import Summary
+from clipstem.prediction import Predictions
+
+console = Console()
+
+MASTERED = 0.9  # accuracy from which a skill is counted in the table's last line
+
+
+def show_log_lines() -> None:
+    """Print clipstem's own log lines, each with its time."""
+    handler = RichHandler(console=console, show_path=False, show_level=False)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("clipstem")
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
+
+
+@contextmanager
+def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how much of `total` is done; the block calls what it is given with each advance."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.advance(task, done)
+
+
+def show_summary(title: str, summary: Summary, predictions: Predictions) -> None:
+    """Print accuracy by subject with chance beside it, and how many skills are mastered."""
+    table = Table(title=title)
+    for name in ("subject", "questions", "accuracy %", "chance %"):
+        table.add_column(name, justify="left" if name == "subject" else "right")
+    for subject, (accuracy, chance, questions) in summary.subjects.items():
+        table.add_row(subject, f"{questions:,}", f"{100 * accuracy:.1f}", f"{100 * chance:.1f}")
+    table.add_section()
+    for name, accuracy, chance in (
+        ("macro (mean of subjects)", summary.macro, summary.chance_macro),
+        ("micro (all questions)", summary.micro, summary.chance_micro),
+    ):
+        table.add_row(
+            name, f"{summary.questions:,}", f"{100 * accuracy:.1f}", f"{100 * chance:.1f}"
+        )
+    console.print(table)
+    skills = accuracy_of_skill(predictions)
+    mastered = sum(accuracy >= MASTERED for accuracy in skills.values())
+    console.print(
+        f"{mastered} of {len(skills)} skills at {100 * MASTERED:.0f} % or more; "
+        f"negative log-likelihood {summary.nll:.3f} nats"
+    )
+
+
+def accuracy_of_skill(predictions: Predictions) -> dict[str, float]:
+    """The accuracy of each skill over its questions with a known answer."""
+    known_Q = predictions.answer_Q >= 0
+    right_Q = (predictions.choice_Q == predictions.answer_Q)[known_Q]
+    skill_Q = np.asarray(predictions.columns["skill"], dtype=object)[known_Q]
+    return {str(skill): float(right_Q[skill_Q == skill].mean()) for skill in sorted(set(skill_Q))}

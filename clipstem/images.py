@@ -1,0 +1,198 @@
+"""Encoded pictures: what they are, whether they are whole, and what a model sees of them."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from clipstem.config import PictureFit
+from clipstem.question import ClipstemError
+
+SUFFIXES = {
+    "PNG": "png",
+    "JPEG": "jpg",
+    "MPO": "jpg",  # a JPEG with further frames behind it, as phones write them
+    "WEBP": "webp",
+    "GIF": "gif",
+    "BMP": "bmp",
+    "TIFF": "tiff",
+}
+"""The suffix of each format that is let in, by Pillow's name for the format. An allow-list."""
+
+MAX_PIXELS = 64_000_000
+
+JPEG_QUALITY = 90  # of pictures made smaller; 1 to 100
+
+
+def check_picture(data: bytes, *, decode: bool, max_pixels: int = MAX_PIXELS) -> str:
+    """The suffix that belongs to an encoded picture, from its header and not from its name.
+
+    With `decode` the first frame is decoded too, which finds truncated and corrupt files.
+
+    Raises:
+        ClipstemError: with the reason why it is no usable picture.
+    """
+    with _open(data, max_pixels) as image:
+        suffix = SUFFIXES[str(image.format)]
+        if decode:
+            # A JPEG decoded at an eighth of its size still reads every byte of its stream.
+            image.draft("L", (1, 1))
+            _decode(image)
+    return suffix
+
+
+def shrink(data: bytes, max_side: int) -> bytes:
+    """The picture scaled so that its longer side is `max_side` px, in its own format.
+
+    A picture that is small enough comes back as the same bytes. Lossy; only the first frame stays.
+    """
+    with _open(data, MAX_PIXELS) as image:
+        scale = max_side / max(image.size)
+        if scale >= 1:
+            return data
+        _decode(image)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        buffer = io.BytesIO()
+        keep = {key: image.info[key] for key in ("exif", "icc_profile") if key in image.info}
+        name = "JPEG" if image.format == "MPO" else str(image.format)
+        image.resize(size, Image.Resampling.BICUBIC).save(
+            buffer, name, quality=JPEG_QUALITY, **keep
+        )
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class PictureSpec:
+    """How a picture file becomes a model's input; stored with the weights.
+
+    Attributes:
+        size: side of the square the model sees, px.
+        fit: what happens to a picture that is not square.
+        interpolation: "bicubic" or "bilinear".
+        mean, std: of each channel, on values from 0 to 1.
+        fill: grey value of the border that `pad` adds, 0 to 255.
+    """
+
+    size: int
+    fit: PictureFit = PictureFit.crop
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)  # CLIP's own, open_clip
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    fill: int = 0
+
+    @classmethod
+    def from_open_clip(cls, cfg: Mapping[str, Any]) -> PictureSpec:
+        """From the `preprocess_cfg` of open_clip; what it leaves out has CLIP's default."""
+        sides = cfg["size"] if isinstance(cfg["size"], Sequence) else (cfg["size"],)
+        if len(set(sides)) != 1:
+            raise ClipstemError(f"the model's pictures are {sides} px; expected a square")
+        given = {name: cfg[name] for name in ("interpolation", "mean", "std") if name in cfg}
+        return cls(
+            size=int(sides[0]),
+            fit=_FIT_OF_RESIZE_MODE[cfg.get("resize_mode", "shortest")],
+            fill=int(cfg.get("fill_color", 0)),
+            **{name: tuple(v) if name != "interpolation" else v for name, v in given.items()},
+        )
+
+    def open_clip(self) -> dict[str, Any]:
+        """The same as `preprocess_cfg` of an `open_clip_config.json`."""
+        return {
+            "size": [self.size, self.size],
+            "mode": "RGB",
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": self.interpolation,
+            "resize_mode": {fit: mode for mode, fit in _FIT_OF_RESIZE_MODE.items()}[self.fit],
+            "fill_color": self.fill,
+        }
+
+
+_FIT_OF_RESIZE_MODE = {
+    "shortest": PictureFit.crop,
+    "longest": PictureFit.pad,
+    "squash": PictureFit.squash,
+}
+
+
+def to_pixels(data: bytes, spec: PictureSpec) -> np.ndarray:
+    """Decode and fit a picture file: uint8 [size, size, 3], the same bytes as CLIP's transform.
+
+    The order is the reference's: resize in the file's own mode, crop or pad, then convert to RGB.
+
+    Raises:
+        ClipstemError: if the bytes are not a picture that can be read whole.
+    """
+    with _open(data, MAX_PIXELS) as image:
+        size = _fitted_size(image.width, image.height, spec)
+        if size[0] * size[1] > MAX_PIXELS:  # a picture one pixel high grows enormously wide
+            raise _too_large(size[0] * size[1], MAX_PIXELS)
+        _decode(image)
+        resized = image.resize(size, Image.Resampling[spec.interpolation.upper()])
+    if spec.fit is PictureFit.pad:
+        resized = _padded(resized.convert("RGB"), spec)
+    left = round((resized.width - spec.size) / 2)
+    top = round((resized.height - spec.size) / 2)
+    if resized.size != (spec.size, spec.size):
+        resized = resized.crop((left, top, left + spec.size, top + spec.size))
+    return np.array(resized.convert("RGB"))
+
+
+def _fitted_size(width: int, height: int, spec: PictureSpec) -> tuple[int, int]:
+    """The (width, height) to resize to, rounded as torchvision and open_clip round it."""
+    if spec.fit is PictureFit.squash:
+        return spec.size, spec.size
+    if spec.fit is PictureFit.crop:
+        short, long = sorted((width, height))
+        other = int(spec.size * long / short)
+        return (spec.size, other) if width <= height else (other, spec.size)
+    ratio = max(width, height) / spec.size
+    return round(width / ratio), round(height / ratio)
+
+
+def _padded(image: Image.Image, spec: PictureSpec) -> Image.Image:
+    """Put the picture in the middle of a square, the odd pixel of border right and below."""
+    left, top = (max(0, spec.size - side) // 2 for side in image.size)
+    right, bottom = (max(0, spec.size - side + 1) // 2 for side in image.size)
+    return ImageOps.expand(image, (left, top, right, bottom), fill=(spec.fill,) * 3)
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    if not data:
+        raise ClipstemError("is empty; expected an encoded picture")
+    try:
+        image = Image.open(io.BytesIO(data), formats=tuple(SUFFIXES))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        # Pillow's own, higher, limit: its message starts with the number of pixels.
+        found = re.search(r"\d+", str(error))
+        raise _too_large(int(found[0]) if found else 0, max_pixels) from None
+    except Image.UnidentifiedImageError:
+        raise ClipstemError(f"is not a picture (starts with {data[:5]!r})") from None
+    except Exception as error:  # hostile headers make the plugins raise anything
+        raise ClipstemError(f"has a broken header ({_brief(error)})") from None
+    if image.width * image.height > max_pixels:
+        image.close()
+        raise _too_large(image.width * image.height, max_pixels)
+    return image
+
+
+def _decode(image: Image.Image) -> None:
+    try:
+        image.load()
+    except Exception as error:  # hostile streams make the decoders raise anything
+        if "truncated" in str(error).lower():
+            raise ClipstemError("is truncated") from None
+        raise ClipstemError(f"does not decode ({_brief(error)})") from None
+
+
+def _too_large(pixels: int, max_pixels: int) -> ClipstemError:
+    return ClipstemError(f"has {pixels:,} pixels; at most {max_pixels:,} are allowed")
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

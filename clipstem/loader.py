@@ -1,0 +1,110 @@
+"""Batches for a model, read, decoded and packed in worker processes ahead of need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as MapDataset
+
+from clipstem.images import PictureSpec, to_pixels
+from clipstem.pairs import PairBatch, collate
+from clipstem.question import Kind, Picture, ProblemPicture
+from clipstem.shards import Dataset
+from clipstem.tokens import Tokenizer
+
+NOBODY = -1  # a place of a batch without a question
+
+
+@dataclass(frozen=True)
+class Batches(MapDataset[PairBatch]):
+    """Part `n % parts` of global batch `n // parts`, as tensors: a function of n alone.
+
+    `order_SN` holds numbers of questions within the split, `NOBODY` where a batch is not full. A
+    question's weight is 1 / (questions of its global batch), so that the parts' losses add up to
+    the mean over the batch. A part without any question gets one of weight 0, so that every part
+    has something to run.
+    """
+
+    dataset: Dataset
+    split: str
+    order_SN: NDArray[np.int64]
+    tokenizer: Tokenizer
+    spec: PictureSpec
+    problem_picture: ProblemPicture
+    parts: int = 1
+
+    def __len__(self) -> int:
+        return len(self.order_SN) * self.parts
+
+    def __getitem__(self, number: int) -> PairBatch:
+        batch_N = self.order_SN[number // self.parts]
+        part_Q = batch_N[number % self.parts :: self.parts]
+        here_Q = part_Q != NOBODY
+        if not here_Q.any():
+            part_Q = np.where(np.arange(len(part_Q)) == 0, batch_N[0], NOBODY)
+        questions = iter(self.dataset.read(self.split, part_Q[part_Q != NOBODY]))
+        batch = collate(
+            [None if place == NOBODY else next(questions) for place in part_Q],
+            self.tokenizer,
+            self._decode,
+            self.problem_picture,
+        )
+        weight_Q = (here_Q / (batch_N != NOBODY).sum()).astype(np.float32)
+        return replace(batch, weight_Q=weight_Q).map(torch.from_numpy)
+
+    def _decode(self, picture: Picture) -> NDArray[np.uint8]:
+        return to_pixels(picture.data, self.spec)
+
+
+@dataclass(frozen=True)
+class _From(Sampler[int]):
+    """0 … length − 1, of which the ones before `start` are passed over without being read."""
+
+    start: int
+    length: int
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.length))
+
+    def __len__(self) -> int:
+        return self.length
+
+
+def load(batches: Batches, workers: int, start: int = 0, pin: bool = False) -> DataLoader[PairBatch]:
+    """The batches in order, from number `start` on, made by `workers` processes."""
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=_From(start, len(batches)),
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def _as_it_is(batch: PairBatch) -> PairBatch:
+    return batch
+
+
+def usable(dataset: Dataset, split: str, answered: bool) -> NDArray[np.bool_]:
+    """Which questions of a split CLIP can score: those with a picture, and with an answer if asked.
+
+    One flag for each question, in the split's order.
+    """
+    index = dataset.index(split)
+    flags = np.asarray(index["kind"].to_pylist(), dtype=object) != Kind.TEXT_ONLY.value
+    if answered:
+        flags &= index["answer"].to_numpy() >= 0
+    return flags
+
+
+def batched(numbers: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
+    """Numbers in rows of `batch_size`, [steps, batch_size], the last filled with `NOBODY`."""
+    filling = np.full(-len(numbers) % batch_size, NOBODY, np.int64)
+    return np.concatenate([numbers, filling]).reshape(-1, batch_size)

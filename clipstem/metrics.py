@@ -1,0 +1,123 @@
+"""How good option probabilities are: pure functions of arrays, no torch.
+
+Q questions, K most options. Accuracies and chance are fractions from 0 to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipstem.question import ClipstemError
+
+Floats = NDArray[np.floating]
+Ints = NDArray[np.int64]
+
+COLDEST, HOTTEST = 0.01, 100.0  # between these a temperature is searched
+
+
+def probabilities(logits_QK: Floats, num_options_Q: Ints, temperature: float = 1.0) -> Floats:
+    """softmax(logits / temperature) over each question's own options; float64, rows sum to 1."""
+    logits_QK = logits_QK.astype(np.float64) / temperature
+    options_QK = np.arange(logits_QK.shape[1]) < num_options_Q[:, None]
+    logits_QK = np.where(options_QK, logits_QK, -np.inf)
+    weights_QK = np.exp(logits_QK - logits_QK.max(axis=1, keepdims=True))
+    return weights_QK / weights_QK.sum(axis=1, keepdims=True)
+
+
+def log_likelihood(logits_QK: Floats, answer_Q: Ints, inverse_temperature: float = 1.0) -> Floats:
+    """log p(answer) of each question; empty cells hold the lowest logit, so they add nothing."""
+    scaled_QK = logits_QK.astype(np.float64) * inverse_temperature
+    highest_Q1 = scaled_QK.max(axis=1, keepdims=True)
+    log_sum_Q = np.log(np.exp(scaled_QK - highest_Q1).sum(axis=1)) + highest_Q1[:, 0]
+    return scaled_QK[np.arange(len(answer_Q)), answer_Q] - log_sum_Q
+
+
+def fit_temperature(logits_QK: Floats, answer_Q: Ints) -> float:
+    """The temperature of least negative log-likelihood, between `COLDEST` and `HOTTEST`.
+
+    The likelihood is concave in 1/t, so its slope has one zero, found by bisection of log(1/t).
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks".
+
+    Raises:
+        ClipstemError: without a question whose answer is known.
+    """
+    known_Q = answer_Q >= 0
+    if not known_Q.any():
+        raise ClipstemError("no question has a known answer: a temperature cannot be fitted")
+    logits_QK, answer_Q = logits_QK[known_Q].astype(np.float64), answer_Q[known_Q]
+    right_Q = logits_QK[np.arange(len(answer_Q)), answer_Q]
+    low, high = np.log(1 / HOTTEST), np.log(1 / COLDEST)
+    for _ in range(60):
+        middle = (low + high) / 2
+        expected_Q = _expected_logit(logits_QK, np.exp(middle))
+        low, high = (middle, high) if (right_Q - expected_Q).sum() > 0 else (low, middle)
+    return float(np.exp(-(low + high) / 2))
+
+
+def _expected_logit(logits_QK: Floats, inverse_temperature: float) -> Floats:
+    scaled_QK = logits_QK * inverse_temperature
+    weights_QK = np.exp(scaled_QK - scaled_QK.max(axis=1, keepdims=True))
+    # An empty cell has weight 0 and the lowest logit; 0 times that is 0.
+    return (weights_QK * logits_QK).sum(axis=1) / weights_QK.sum(axis=1)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The headline of a set of predictions, over the questions whose answer is known.
+
+    Attributes:
+        questions: how many they are.
+        micro: share of right choices over all questions.
+        macro: unweighted mean of the subjects' accuracies (the paper's "Average").
+        chance_micro, chance_macro: the same for a guess among each question's own options.
+        nll: mean negative log-likelihood of the right option, nats.
+        subjects: accuracy, chance and number of questions of each subject.
+    """
+
+    questions: int
+    micro: float
+    macro: float
+    chance_micro: float
+    chance_macro: float
+    nll: float
+    subjects: dict[str, tuple[float, float, int]]
+
+
+def summarize(
+    probs_QK: Floats, answer_Q: Ints, num_options_Q: Ints, subject_Q: Sequence[str]
+) -> Summary:
+    """Accuracy, chance and likelihood of option probabilities.
+
+    Raises:
+        ClipstemError: without a question whose answer is known.
+    """
+    known_Q = answer_Q >= 0
+    if not known_Q.any():
+        raise ClipstemError("no question has a known answer: there is nothing to measure")
+    probs_QK, answer_Q = probs_QK[known_Q], answer_Q[known_Q]
+    right_Q = probs_QK.argmax(axis=1) == answer_Q
+    chance_Q = 1 / num_options_Q[known_Q]
+    name_Q = np.asarray(subject_Q, dtype=object)[known_Q]
+    subjects = {
+        str(name): _of_subject(right_Q[name_Q == name], chance_Q[name_Q == name])
+        for name in sorted(set(name_Q))
+    }
+    with np.errstate(divide="ignore"):
+        nll = -np.log(probs_QK[np.arange(len(answer_Q)), answer_Q]).mean()
+    return Summary(
+        questions=len(answer_Q),
+        micro=float(right_Q.mean()),
+        macro=float(np.mean([accuracy for accuracy, _, _ in subjects.values()])),
+        chance_micro=float(chance_Q.mean()),
+        chance_macro=float(np.mean([chance for _, chance, _ in subjects.values()])),
+        nll=float(nll),
+        subjects=subjects,
+    )
+
+
+def _of_subject(right_Q: NDArray[np.bool_], chance_Q: Floats) -> tuple[float, float, int]:
+    return float(right_Q.mean()), float(chance_Q.mean()), len(right_Q)

@@ -1,0 +1,131 @@
+"""Texts that begin alike are packed into one row, so that a causal tower reads the beginning once.
+
+A row holds groups, one behind the other. A group is a shared beginning followed by the own parts
+of several texts. Token i may look at token j if j stands in the same group, not behind i, and
+either in the shared part or in i's own part. Positions of every own part continue from the shared
+part's, so each text gets exactly the numbers it would get in a row of its own.
+
+R rows of T tokens hold U distinct texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clipstem.tokens import JoinedText, Tokens
+
+ROW_TOKENS = 128  # long enough to fill well, short enough that attention (T²) stays cheap
+ROUND_TOKENS = 8  # row lengths are multiples of this, which bounds the number of shapes
+PADDING = -1  # the group of positions that hold no token
+
+Array = Any  # np.ndarray from collate; torch.Tensor once the batch is on its device
+
+
+@dataclass(frozen=True)
+class PackedTexts:
+    """`tokens_RT` with each token's position in its text, its group in the row and its part in
+    the group (0 is the shared one), all int64; `end_U` is each text's last token, an index into
+    the flattened rows."""
+
+    tokens_RT: Array
+    position_RT: Array
+    group_RT: Array
+    part_RT: Array
+    end_U: Array
+
+
+@dataclass(frozen=True)
+class _Group:
+    shared: Tokens
+    texts: list[tuple[int, Tokens]]  # (index of the text, its own part)
+
+    @property
+    def length(self) -> int:
+        return len(self.shared) + sum(len(own) for _, own in self.texts)
+
+
+def pack(texts: Sequence[JoinedText], row_tokens: int = ROW_TOKENS) -> PackedTexts:
+    """Pack distinct texts into as few rows as first-fit by falling length finds.
+
+    `row_tokens` is the longest a row may be; a text longer than that gets a row length of its own.
+    """
+    limit = max([row_tokens, *(len(text.tokens) for text in texts)])
+    rows = _fill_rows(_groups(texts, limit), limit)
+    longest = max((sum(group.length for group in row) for row in rows), default=1)
+    length = -(-longest // ROUND_TOKENS) * ROUND_TOKENS
+    shape = (len(rows), length)
+    packed = PackedTexts(
+        tokens_RT=np.zeros(shape, np.int64),
+        position_RT=np.zeros(shape, np.int64),
+        group_RT=np.full(shape, PADDING, np.int64),
+        part_RT=np.zeros(shape, np.int64),
+        end_U=np.zeros(len(texts), np.int64),
+    )
+    for row_index, row in enumerate(rows):
+        _write_row(packed, row_index, row)
+    return packed
+
+
+def _groups(texts: Sequence[JoinedText], limit: int) -> list[_Group]:
+    """Texts by their shared part; a group that would not fit into a row is continued in another."""
+    open_groups: dict[Tokens, _Group] = {}
+    groups: list[_Group] = []
+    for index, text in enumerate(texts):
+        group = open_groups.get(text.shared)
+        if group is None or group.length + len(text.own) > limit:
+            group = open_groups[text.shared] = _Group(text.shared, [])
+            groups.append(group)
+        group.texts.append((index, text.own))
+    return groups
+
+
+def _fill_rows(groups: list[_Group], limit: int) -> list[list[_Group]]:
+    rows: list[list[_Group]] = []
+    room: list[int] = []
+    for group in sorted(groups, key=lambda group: -group.length):
+        row = next((i for i, free in enumerate(room) if free >= group.length), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(limit)
+        rows[row].append(group)
+        room[row] -= group.length
+    return rows
+
+
+def _write_row(packed: PackedTexts, row: int, groups: list[_Group]) -> None:
+    tokens: list[int] = []
+    positions: list[int] = []
+    parts: list[int] = []
+    group_of: list[int] = []
+    for group_index, group in enumerate(groups):
+        tokens += group.shared
+        positions += range(len(group.shared))
+        parts += [0] * len(group.shared)
+        for part, (text, own) in enumerate(group.texts, start=1):
+            tokens += own
+            positions += range(len(group.shared), len(group.shared) + len(own))
+            parts += [part] * len(own)
+            packed.end_U[text] = row * packed.tokens_RT.shape[1] + len(tokens) - 1
+        group_of += [group_index] * (len(tokens) - len(group_of))
+    used = slice(0, len(tokens))
+    packed.tokens_RT[row, used] = tokens
+    packed.position_RT[row, used] = positions
+    packed.group_RT[row, used] = group_of
+    packed.part_RT[row, used] = parts
+
+
+def may_look_RTT(packed: PackedTexts) -> Array:
+    """Boolean [R, T, T]: may token i (axis 1) look at token j (axis 2)? NumPy and torch alike.
+
+    Padding looks at padding, so no row of the mask is empty and no softmax divides by zero.
+    """
+    group_RT, part_RT, position = packed.group_RT, packed.part_RT, packed.position_RT
+    same_group = group_RT[:, :, None] == group_RT[:, None, :]
+    visible_part = (part_RT[:, None, :] == 0) | (part_RT[:, :, None] == part_RT[:, None, :])
+    # Inside what is visible, order in the row is order of positions: shared before own.
+    not_behind = position[:, None, :] <= position[:, :, None]
+    return same_group & visible_part & not_behind

@@ -1,0 +1,90 @@
+"""`python -m clipstem.predict run=… data=… split=…`: the probability of every option."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clipstem import console, shards
+from clipstem.config import PredictConfig, verb
+from clipstem.metrics import summarize
+from clipstem.prediction import Predictions
+from clipstem.question import ClipstemError
+from clipstem.scorer import Scorer, of_model, of_run
+from clipstem.shards import Dataset
+
+
+def predict(config: PredictConfig) -> dict[str, Predictions]:
+    """Score the splits and write their predictions files; returns them by split.
+
+    Raises:
+        ClipstemError: if the data, the run or the model are not as expected, or a file exists.
+    """
+    dataset = shards.open_dataset(config.data)
+    splits = list(dataset.manifest.questions) if config.split == "all" else [config.split]
+    files = {split: predictions_file(config, split) for split in splits}
+    for split, file in files.items():
+        dataset.manifest.of_split(split)
+        if file.exists():
+            raise ClipstemError(f"{file} exists and is never overwritten; give another out=<file>")
+    scorer = open_scorer(config, dataset)
+    made = {}
+    for split, file in files.items():
+        with console.progress_bar(split, dataset.size(split)) as progress:
+            made[split] = scorer.predict(dataset, split, config.batch_size, progress)
+        made[split].write(file)
+        report(made[split], split, file)
+    return made
+
+
+def predictions_file(config: PredictConfig, split: str) -> Path:
+    """Where the predictions for a split go; with `split=all` the split's name is added to `out`."""
+    if config.out is None:
+        return Path(str(config.run)) / "predictions" / f"{split}.parquet"
+    out = Path(config.out)
+    return out if config.split != "all" else out.with_name(f"{out.stem}-{split}{out.suffix}")
+
+
+def open_scorer(config: PredictConfig, dataset: Dataset) -> Scorer:
+    """The run's scorer, or the model's with a temperature fitted on `tune` where there is one."""
+    if config.run is not None:
+        scorer = of_run(Path(config.run), config.trainer)
+    else:
+        assert config.model is not None
+        scorer = of_model(config.model, config.trainer, config.seed)
+    if config.problem_picture is not None:
+        scorer.problem_picture = config.problem_picture
+    if config.temperature is not None:
+        scorer.temperature = config.temperature
+    elif config.run is None and "tune" in dataset.manifest.questions:
+        with console.progress_bar("tune, for the temperature", dataset.size("tune")) as progress:
+            scorer.calibrate(scorer.predict(dataset, "tune", config.batch_size, progress))
+    return scorer
+
+
+def report(found: Predictions, split: str, file: Path) -> None:
+    """Print what was found, what could not be scored, and where it is."""
+    if (found.answer_Q >= 0).any():
+        summary = summarize(
+            found.probs_QK, found.answer_Q, found.num_options_Q, found.columns["subject"]
+        )
+        console.show_summary(split, summary, found)
+    else:
+        console.console.print(f"{split}: answers are unknown, so there is no accuracy")
+    if skipped := found.provenance["without_picture"]:
+        console.console.print(f"{skipped:,} questions have no picture: not scored")
+    console.console.print(f"{len(found):,} predictions: {file}")
+
+
+@verb("predict", PredictConfig)
+def main(config: PredictConfig) -> None:
+    made = predict(config)
+    if config.preds_txt is not None:
+        (found,) = made.values()
+        zeros = found.write_choices(Path(config.preds_txt), found.provenance["source_rows"])
+        console.console.print(
+            f"{config.preds_txt}: one choice a source row; {zeros:,} skipped rows are answered 0"
+        )
+
+
+if __name__ == "__main__":
+    main()

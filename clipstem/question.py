@@ -1,0 +1,113 @@
+"""A question: one exam item with its options. The first of the package's nouns."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+UNKNOWN_ANSWER = -1  # STEM's `test` split withholds its answers
+SPLITS = ("train", "tune", "valid", "test")
+
+
+class ClipstemError(ValueError):
+    """A user's mistake or bad input: one line that says what, where, and what to do."""
+
+
+class Kind(str, Enum):
+    """What a question shows: the one thing about a question that `pairs.render` branches on."""
+
+    TEXT_OPTIONS = "text_options"  # a picture, and options that are texts
+    PICTURE_OPTIONS = "picture_options"  # a text, and options that are pictures
+    PICTURE_OPTIONS_ON_PICTURE = "picture_options_on_picture"  # both sides have pictures
+    TEXT_ONLY = "text_only"  # no picture at all: kept, but CLIP has no score for it
+
+
+class ProblemPicture(Enum):
+    """What the problem's picture does in a question whose options are pictures too.
+
+    The paper gives no rule for these questions. Lower-case names: they are what people type.
+    """
+
+    added = "added"  # ours: cos(option, unit(text + problem picture))
+    ignored = "ignored"  # cos(option, text)
+    reference = "reference"  # the public evaluation's: one candidate, so always the first option
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An encoded picture file (PNG, JPEG …) with the hash of its bytes."""
+
+    data: bytes = field(repr=False)
+    sha256: str
+
+    @classmethod
+    def of(cls, data: bytes) -> Picture:
+        """The picture stored in `data`, hashed."""
+        return cls(data, hashlib.sha256(data).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One exam item.
+
+    `options` are all texts or all pictures; `answer` is the 0-based index of the right one, or
+    `UNKNOWN_ANSWER`; `row` is the question's place in its source, counted from 0.
+
+    Raises:
+        ClipstemError: if there are no options, if they mix texts and pictures, if a text is
+            empty, or if the answer is not among them.
+    """
+
+    id: str
+    subject: str
+    grade: str
+    skill: str
+    problem: str
+    picture: Picture | None
+    options: tuple[str, ...] | tuple[Picture, ...]
+    answer: int = UNKNOWN_ANSWER
+    row: int = 0
+
+    def __post_init__(self) -> None:
+        if problem := invalid_field(self.problem, self.options, self.answer):
+            name, reason = problem
+            raise ClipstemError(f"question '{self.id}': {name}: {reason}")
+
+    @property
+    def kind(self) -> Kind:
+        if isinstance(self.options[0], Picture):
+            return Kind.PICTURE_OPTIONS if self.picture is None else Kind.PICTURE_OPTIONS_ON_PICTURE
+        return Kind.TEXT_ONLY if self.picture is None else Kind.TEXT_OPTIONS
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """Every picture of the question, the problem's first."""
+        first = () if self.picture is None else (self.picture,)
+        return first + tuple(option for option in self.options if isinstance(option, Picture))
+
+
+def invalid_field(
+    problem: str, options: Sequence[str | Picture], answer: int
+) -> tuple[str, str] | None:
+    """The first (field, reason) that makes this no question, or None."""
+    if not problem.strip():
+        return "problem", "is empty; expected the question's text"
+    if not options:
+        return "options", "there are none; expected at least one"
+    texts = [option for option in options if isinstance(option, str)]
+    if texts and len(texts) != len(options):
+        return "options", (
+            f"{len(texts)} texts are mixed with {len(options) - len(texts)} pictures; "
+            "expected all texts or all pictures"
+        )
+    for index, text in enumerate(texts):
+        if not text.strip():
+            return f"options[{index}]", "is empty; expected a text"
+    if not UNKNOWN_ANSWER <= answer < len(options):
+        return "answer", (
+            f"{answer} is not among the {len(options)} options; expected 0 to "
+            f"{len(options) - 1}, or {UNKNOWN_ANSWER} for unknown"
+        )
+    return None

@@ -1,0 +1,135 @@
+"""A run's folder: what was asked, what came out, and everything needed to make it again."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipstem.atomic import new_file
+from clipstem.question import ClipstemError
+
+PACKAGES = ("clipstem", "torch", "torchvision", "open_clip_torch", "lightning", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Names of what a run's folder holds; `DONE` is written last."""
+
+    folder: Path
+
+    @property
+    def weights(self) -> Path:
+        """open_clip's own layout: `local-dir:<weights>` opens it."""
+        return self.folder / "weights"
+
+    @property
+    def best(self) -> Path:
+        """The weights of the best evaluation so far, in the same layout."""
+        return self.folder / "checkpoints" / "best"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """Where an unfinished run goes on from."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.csv"
+
+    def predictions(self, split: str) -> Path:
+        return self.folder / "predictions" / f"{split}.parquet"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """`run.json`."""
+        facts: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
+        return facts
+
+    def write_facts(self, **facts: Any) -> None:
+        """Add to `run.json`."""
+        known = self.facts if (self.folder / "run.json").exists() else {}
+        with new_file(self.folder / "run.json", replace=True) as partial:
+            partial.write_text(json.dumps({**known, **facts}, indent=2) + "\n")
+
+    @property
+    def is_done(self) -> bool:
+        return (self.folder / "DONE").exists()
+
+    def finish(self) -> None:
+        (self.folder / "DONE").write_text(time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()))
+
+
+def start(folder: Path, config_yaml: str, resume: bool) -> Run:
+    """Make a run's folder, or take up an unfinished one.
+
+    Raises:
+        ClipstemError: if the folder exists and is not to be resumed, or is finished already.
+    """
+    run = Run(folder)
+    if run.is_done:
+        raise ClipstemError(f"{folder}: this run is finished; choose another out=<folder>")
+    if resume:
+        if not run.last_checkpoint.exists():
+            raise ClipstemError(f"{folder}: there is no checkpoint to resume from; leave resume out")
+        return run
+    if folder.exists():
+        raise ClipstemError(
+            f"{folder} exists and is never overwritten; choose another out=<folder>, "
+            "or resume=true for an unfinished run"
+        )
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(config_yaml)
+    return run
+
+
+def finished(folder: Path) -> Run:
+    """A run that can be used for predictions.
+
+    Raises:
+        ClipstemError: if it is missing or was not finished.
+    """
+    run = Run(folder)
+    if not (folder / "run.json").is_file():
+        raise ClipstemError(
+            f"{folder}: there is no run here (no run.json); expected a folder made by "
+            "python -m clipstem.train out=<folder>"
+        )
+    if not run.is_done:
+        raise ClipstemError(f"{folder}: this run is not finished; go on with resume=true")
+    return run
+
+
+def environment() -> dict[str, Any]:
+    """What the results may depend on besides the config: code, versions and machine."""
+    return {
+        "command": " ".join(sys.argv),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with a mark if files differ from it; None outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        found = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

@@ -1,0 +1,489 @@
+"""Prepared questions on disk: WebDataset tars, an index beside each, and one manifest.
+
+The format is described in `shards/README.md`. This is the only module that imports webdataset; it
+does so when it first reads a sample, because that import takes seconds where torch is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipstem.question import ClipstemError, Picture, Question
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+WINDOW = 8192  # questions shuffled among each other in an epoch, near each other on disk
+TAR_END = bytes(1024)  # two empty blocks end a tar
+TIMEOUT_S = 60
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("offset", pa.int64()),  # of the sample's first byte in the tar
+        ("length", pa.int64()),  # bytes of the sample's members, headers and padding included
+        ("sha256", pa.binary(32)),  # of those bytes
+        ("subject", pa.string()),
+        ("grade", pa.string()),
+        ("skill", pa.string()),
+        ("kind", pa.string()),
+        ("num_options", pa.int64()),
+        ("row", pa.int64()),  # the question's place in its source
+        ("question_words", pa.int64()),
+        ("answer", pa.int64()),
+    ]
+)
+
+_MEMBER = re.compile(r"\d+\.(json|(problem|option\d+)\.(png|jpg|webp|gif|bmp|tiff))")
+_SHARD_NAME = re.compile(r"[a-z]+-\d{6}\.tar")
+_URL = re.compile(r"https?://")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar of a split; `sha256` is of the whole file."""
+
+    name: str
+    split: str
+    questions: int
+    bytes: int
+    sha256: str
+
+    @property
+    def index_name(self) -> str:
+        return self.name.removesuffix(".tar") + ".parquet"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a prepared folder holds, and how it came to be.
+
+    `source_rows[split]` is how many rows the split's source has: every `Question.row` of the split
+    is below it. `skipped` counts bad rows by reason; `leaks` the questions that two splits share,
+    and `shared_pictures` the distinct pictures, both by "split/split". `data_sha256` is the hash
+    of the shards' hashes: the same number means the same questions in the same order.
+    """
+
+    format_version: int
+    clipstem_version: str
+    source: dict[str, Any]
+    seed: int
+    max_image_side: int | None
+    source_rows: dict[str, int]
+    questions: dict[str, int]
+    skills: dict[str, dict[str, int]]
+    skipped: dict[str, int]
+    leaks: dict[str, int]
+    shared_pictures: dict[str, int]
+    data_sha256: str
+    shards: tuple[Shard, ...]
+
+    def of_split(self, split: str) -> list[Shard]:
+        """The shards of a split in their order.
+
+        Raises:
+            ClipstemError: if there is no such split; the message names those there are.
+        """
+        if split not in self.questions:
+            raise ClipstemError(
+                f"there is no split '{split}'; this data has {', '.join(self.questions) or 'none'}"
+            )
+        return [shard for shard in self.shards if shard.split == split]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, where: str = MANIFEST) -> Manifest:
+        """The manifest written by `to_json`.
+
+        Raises:
+            ClipstemError: if it is none, or one of a later format; the message says `where`.
+        """
+        try:
+            values = json.loads(text)
+            version = int(values["format_version"])
+        except (ValueError, KeyError, TypeError):
+            raise ClipstemError(f"{where}: is no manifest of prepared data") from None
+        if version > FORMAT_VERSION:
+            raise ClipstemError(
+                f"{where}: has format version {version}, this clipstem reads up to "
+                f"{FORMAT_VERSION}; update clipstem"
+            )
+        names = {field.name for field in fields(cls)}
+        if missing := sorted(names - values.keys()):
+            raise ClipstemError(f"{where}: lacks {', '.join(missing)}; prepare the data again")
+        shards = tuple(Shard(**shard) for shard in values["shards"])
+        for shard in shards:
+            if not _SHARD_NAME.fullmatch(shard.name):
+                raise ClipstemError(f"{where}: '{shard.name}' is no name of a shard")
+        return cls(**{name: values[name] for name in names - {"shards"}}, shards=shards)
+
+
+def hash_of_shards(shards: Iterable[Shard]) -> str:
+    """The hash over the shards' hashes, in order."""
+    return hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------------------- writing
+
+
+def encode_sample(key: int, question: Question, suffixes: Sequence[str]) -> bytes:
+    """The tar members of a question: `KEY.json`, then its pictures with the given suffixes.
+
+    The bytes do not depend on the sample's place in a tar. Keys must differ within a data set.
+    """
+    stems = [] if question.picture is None else ["problem"]
+    pictures = question.pictures
+    stems += [f"option{i}" for i in range(len(pictures) - len(stems))]
+    names = [f"{stem}.{suffix}" for stem, suffix in zip(stems, suffixes, strict=True)]
+    record = {
+        "id": question.id,
+        "subject": question.subject,
+        "grade": question.grade,
+        "skill": question.skill,
+        "problem": question.problem,
+        "options": None if isinstance(question.options[0], Picture) else question.options,
+        "answer": question.answer,
+        "pictures": {n: p.sha256 for n, p in zip(names, pictures, strict=True)},
+        "row": question.row,
+    }
+    text = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+    members = [_member(f"{key:012d}.json", text)]
+    members += [_member(f"{key:012d}.{n}", p.data) for n, p in zip(names, pictures, strict=True)]
+    return b"".join(members)
+
+
+def _member(name: str, data: bytes) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    info.uname = info.gname = "root"
+    return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512)
+
+
+def sample_record(sample: bytes) -> tuple[int, dict[str, Any]]:
+    """The key and the JSON record of what `encode_sample` returned."""
+    header = tarfile.TarInfo.frombuf(sample[:512], "utf-8", "strict")
+    return int(header.name.split(".")[0]), json.loads(sample[512 : 512 + header.size])
+
+
+def write_shard(folder: Path, name: str, split: str, samples: Iterable[bytes]) -> Shard:
+    """Write a tar of encoded samples, and the index beside it."""
+    columns: dict[str, list[Any]] = {column: [] for column in INDEX_SCHEMA.names}
+    whole, offset = hashlib.sha256(), 0
+    with (folder / name).open("wb") as tar:
+        for sample in samples:
+            for column, value in _index_row(sample, offset).items():
+                columns[column].append(value)
+            tar.write(sample)
+            whole.update(sample)
+            offset += len(sample)
+        tar.write(TAR_END)
+        whole.update(TAR_END)
+    shard = Shard(name, split, len(columns["id"]), offset + len(TAR_END), whole.hexdigest())
+    pq.write_table(pa.table(columns, INDEX_SCHEMA), folder / shard.index_name, compression="zstd")
+    return shard
+
+
+def _index_row(sample: bytes, offset: int) -> dict[str, Any]:
+    record = sample_record(sample)[1]
+    question = _question(record, lambda name: Picture(b"", record["pictures"][name]))
+    return {
+        "id": question.id,
+        "offset": offset,
+        "length": len(sample),
+        "sha256": hashlib.sha256(sample).digest(),
+        "subject": question.subject,
+        "grade": question.grade,
+        "skill": question.skill,
+        "kind": question.kind.value,
+        "num_options": len(question.options),
+        "row": question.row,
+        "question_words": len(question.problem.split()),
+        "answer": question.answer,
+    }
+
+
+def _question(record: dict[str, Any], picture: Callable[[str], Picture]) -> Question:
+    """The question of a JSON record; `picture` gives the one of a member's name."""
+    pictures = {name.partition(".")[0]: picture(name) for name in record["pictures"]}
+    problem = pictures.pop("problem", None)
+    options = pictures.values() if record["options"] is None else record["options"]
+    return Question(
+        id=record["id"],
+        subject=record["subject"],
+        grade=record["grade"],
+        skill=record["skill"],
+        problem=record["problem"],
+        picture=problem,
+        options=tuple(options),
+        answer=record["answer"],
+        row=record["row"],
+    )
+
+
+# ---------------------------------------------------------------------------- reading
+
+
+class Dataset:
+    """Questions of a prepared folder or URL, read by number.
+
+    Cheap to pickle: a process reads a shard's index when it first needs it, and holds no open file.
+    """
+
+    def __init__(self, location: str, manifest: Manifest) -> None:
+        self.location = location
+        self.manifest = manifest
+        self._files = _Site(location) if _URL.match(location) else _Folder(Path(location))
+        self._spans: dict[str, _Spans] = {}
+
+    def __reduce__(self) -> tuple[type[Dataset], tuple[str, Manifest]]:
+        return Dataset, (self.location, self.manifest)
+
+    def size(self, split: str) -> int:
+        """How many questions a split has."""
+        return sum(shard.questions for shard in self.manifest.of_split(split))
+
+    def index(self, split: str) -> pa.Table:
+        """Every column of `INDEX_SCHEMA` but where the bytes are, for a split's questions in order."""
+        names = [name for name in INDEX_SCHEMA.names if name not in ("offset", "length", "sha256")]
+        tables = [self._index(shard, names) for shard in self.manifest.of_split(split)]
+        schema = pa.schema([INDEX_SCHEMA.field(name) for name in names])
+        return pa.concat_tables([schema.empty_table(), *tables])
+
+    def read(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> list[Question]:
+        """The questions with these numbers within the split, in the given order.
+
+        Raises:
+            IndexError: for a number that is not there.
+            ClipstemError: if a shard is missing or damaged.
+        """
+        shards = self.manifest.of_split(split)
+        ends = np.cumsum([0] + [shard.questions for shard in shards])
+        numbers, places = np.unique(np.asarray(indices, np.int64), return_inverse=True)
+        if len(numbers) and not (numbers[0] >= 0 and numbers[-1] < ends[-1]):
+            raise IndexError(f"{split} has questions 0 to {ends[-1] - 1}, not {numbers[[0, -1]]}")
+        shard_of = np.searchsorted(ends, numbers, "right") - 1
+        samples: list[bytes | memoryview] = []
+        for place in np.unique(shard_of):
+            samples += self._samples(shards[place], numbers[shard_of == place] - ends[place])
+        questions = list(_decode(samples, self.location))
+        return [questions[place] for place in places]
+
+    def _samples(self, shard: Shard, numbers: npt.NDArray[np.int64]) -> Iterator[memoryview]:
+        """The checked bytes of samples, given in rising order; neighbours are read together."""
+        spans = self._spans.get(shard.name) or _Spans.of(self._index(shard, _Spans.COLUMNS))
+        self._spans[shard.name] = spans
+        starts, stops = spans.starts[numbers], spans.starts[numbers] + spans.lengths[numbers]
+        breaks = np.flatnonzero(starts[1:] - stops[:-1] > self._files.gap_bytes) + 1
+        runs = np.split(np.arange(len(numbers)), breaks)
+        pieces = self._files.pieces(shard, [(int(starts[r[0]]), int(stops[r[-1]])) for r in runs])
+        for run, piece in zip(runs, pieces, strict=True):
+            view = memoryview(piece)
+            for i in run:
+                sample = view[starts[i] - starts[run[0]] : stops[i] - starts[run[0]]]
+                if hashlib.sha256(sample).digest() != spans.hashes[numbers[i]].as_py():
+                    raise self._damaged(shard, int(numbers[i]))
+                yield sample
+
+    def _damaged(self, shard: Shard, number: int) -> ClipstemError:
+        name = self._index(shard, ["id"])["id"][number].as_py()
+        return ClipstemError(
+            f"{self._files.name(shard.name)}: question '{name}' does not have the bytes it was "
+            "written with (sha256 differs); copy the shard again or prepare the data again"
+        )
+
+    def _index(self, shard: Shard, columns: list[str]) -> pa.Table:
+        data = self._files.whole(shard.index_name)
+        try:
+            table = pq.read_table(pa.BufferReader(data), columns=columns)
+        except (pa.ArrowInvalid, OSError):
+            table = None
+        if table is None or table.num_rows != shard.questions:
+            raise ClipstemError(
+                f"{self._files.name(shard.index_name)}: is no index of the {shard.questions:,} "
+                f"questions in {shard.name}; copy it again or prepare the data again"
+            )
+        return table
+
+
+def open_dataset(location: str) -> Dataset:
+    """Open what `python -m clipstem.prepare out=…` made: a folder, or an http(s) URL of one.
+
+    Raises:
+        ClipstemError: if it is missing, incomplete, or was made by a later version.
+    """
+    files = _Site(location) if _URL.match(location) else _Folder(Path(location))
+    if isinstance(files, _Folder):
+        files.refuse_other_folders()
+    manifest = Manifest.from_json(files.whole(MANIFEST), files.name(MANIFEST))
+    if isinstance(files, _Folder):
+        for shard in manifest.shards:
+            files.check_size(shard)
+    return Dataset(location, manifest)
+
+
+def order(
+    manifest: Manifest, split: str, seed: int, epoch: int | None, batch_size: int
+) -> npt.NDArray[np.int64]:
+    """The global batches of an epoch: numbers within a split, int64 [steps, batch_size].
+
+    Each number comes exactly once; the last batch is filled with -1, questions of weight 0. Shards
+    are shuffled, then the questions inside windows of `WINDOW`, so that reads stay near each
+    other. With `epoch=None` the numbers come in their natural order, for scoring. Knows nothing of
+    ranks and workers: each takes its share of a batch.
+    """
+    counts = [shard.questions for shard in manifest.of_split(split)]
+    firsts = np.cumsum([0, *counts])
+    numbers = np.arange(firsts[-1], dtype=np.int64)
+    if epoch is not None:
+        rng = np.random.default_rng([seed, epoch])
+        shards = [numbers[firsts[i] : firsts[i + 1]] for i in rng.permutation(len(counts))]
+        numbers = np.concatenate([numbers[:0], *shards])
+        for start in range(0, len(numbers), WINDOW):
+            rng.shuffle(numbers[start : start + WINDOW])
+    filling = np.full(-len(numbers) % batch_size, -1, np.int64)
+    return np.concatenate([numbers, filling]).reshape(-1, batch_size)
+
+
+@dataclass(frozen=True)
+class _Spans:
+    """Where the samples of a shard lie: bytes from its start, bytes long, and their hashes."""
+
+    starts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    hashes: pa.ChunkedArray
+
+    COLUMNS = ["offset", "length", "sha256"]
+
+    @classmethod
+    def of(cls, index: pa.Table) -> _Spans:
+        return cls(index["offset"].to_numpy(), index["length"].to_numpy(), index["sha256"])
+
+
+def _decode(samples: Iterable[bytes | memoryview], where: str) -> Iterator[Question]:
+    """Questions of encoded samples, through webdataset's own readers; only known members pass."""
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    stream = io.BytesIO(b"".join([*samples, TAR_END]))
+    sources = [{"url": where, "stream": stream}]
+    known = tar_file_expander(sources, select_files=lambda name: bool(_MEMBER.fullmatch(name)))
+    for sample in group_by_keys(known):
+        record = json.loads(sample["json"])
+        hashes = record["pictures"]
+        yield _question(record, lambda name: Picture(sample[name], hashes[name]))  # noqa: B023
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """Files of a local folder."""
+
+    path: Path
+    gap_bytes = 64 * 2**10  # reading over a small gap is cheaper than a second call
+
+    def name(self, file: str) -> str:
+        return str(self.path / file)
+
+    def whole(self, file: str) -> bytes:
+        try:
+            return (self.path / file).read_bytes()
+        except OSError as error:
+            raise ClipstemError(
+                f"{self.name(file)}: cannot be read ({error.strerror}); prepare the data again"
+            ) from None
+
+    def pieces(self, shard: Shard, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+        self.check_size(shard)
+        with (self.path / shard.name).open("rb", buffering=0) as file:
+            for start, stop in spans:
+                yield os.pread(file.fileno(), stop - start, start)
+
+    def check_size(self, shard: Shard) -> None:
+        try:
+            size = (self.path / shard.name).stat().st_size
+        except OSError:
+            raise ClipstemError(
+                f"{self.name(shard.name)}: is missing; copy it again or prepare the data again"
+            ) from None
+        if size != shard.bytes:
+            raise _wrong_size(self.name(shard.name), size, shard)
+
+    def refuse_other_folders(self) -> None:
+        if (self.path / MANIFEST).is_file():
+            return
+        where = f"'{self.path}'"
+        if not self.path.is_dir():
+            raise ClipstemError(
+                f"data: there is no folder {where}; expected one made by "
+                f"python -m clipstem.prepare source=drawn|stem|jsonl path=… out={self.path}"
+            )
+        if any(self.path.glob("*.tar")) or not any(self.path.rglob("*.parquet")):
+            raise ClipstemError(
+                f"data: {where} has no {MANIFEST}, so it is not, or not wholly, prepared data; "
+                "make it with python -m clipstem.prepare source=drawn|stem|jsonl path=… out=…"
+            )
+        raise ClipstemError(
+            f"data: {where} holds parquet files, not prepared data; prepare it first: "
+            f"python -m clipstem.prepare source=stem path={self.path} out=…"
+        )
+
+
+@dataclass(frozen=True)
+class _Site:
+    """Files under an http(s) URL, whose server must know `Range`."""
+
+    url: str
+    gap_bytes = 2**20  # a request costs more than a megabyte
+
+    def name(self, file: str) -> str:
+        return f"{self.url.rstrip('/')}/{file}"
+
+    def whole(self, file: str) -> bytes:
+        return self._get(file)[0]
+
+    def pieces(self, shard: Shard, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+        for start, stop in spans:
+            piece, place = self._get(shard.name, {"Range": f"bytes={start}-{stop - 1}"})
+            if not place:
+                raise ClipstemError(
+                    f"{self.name(shard.name)}: the server ignores Range requests; "
+                    "use one that knows them, or copy the data to a local folder"
+                )
+            if place.rpartition("/")[2] not in ("*", str(shard.bytes)):
+                raise _wrong_size(self.name(shard.name), int(place.rpartition("/")[2]), shard)
+            yield piece
+
+    def _get(self, file: str, headers: dict[str, str] | None = None) -> tuple[bytes, str]:
+        """The body, and its Content-Range if it is a part."""
+        request = urllib.request.Request(self.name(file), headers=headers or {})
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
+                place = reply.headers.get("Content-Range", "") if reply.status == 206 else ""
+                return (reply.read() if place or not headers else b""), place
+        except (urllib.error.URLError, OSError) as error:
+            raise ClipstemError(
+                f"{self.name(file)}: cannot be read ({getattr(error, 'reason', error)}); "
+                "expected the files that python -m clipstem.prepare makes"
+            ) from None
+
+
+def _wrong_size(where: str, size: int, shard: Shard) -> ClipstemError:
+    return ClipstemError(
+        f"{where}: has {size:,} bytes, the manifest says {shard.bytes:,}; "
+        "copy it again or prepare the data again"
+    )
