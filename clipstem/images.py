@@ -25,6 +25,8 @@ SUFFIXES = {
 }
 """The suffix of each format that is let in, by Pillow's name for the format. An allow-list."""
 
+FORMATS = [name for name in SUFFIXES if name != "MPO"]  # Pillow opens that one as a JPEG
+
 MAX_PIXELS = 64_000_000
 
 JPEG_QUALITY = 90  # of pictures made smaller; 1 to 100
@@ -166,7 +168,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise ClipstemError("is empty; expected an encoded picture")
     try:
-        image = Image.open(io.BytesIO(data), formats=tuple(SUFFIXES))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # Pillow's own, higher, limit: its message starts with the number of pixels.
         found = re.search(r"\d+", str(error))

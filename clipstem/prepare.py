@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from clipstem import __version__
 from clipstem.atomic import new_folder
 from clipstem.bank.stem import bank_splits
 from clipstem.config import PrepareConfig, Source, Verify, verb
+from clipstem.console import progress_bar
+from clipstem.jsonl import JsonlSource
 from clipstem.question import SPLITS, ClipstemError
 from clipstem.shards import (
     FORMAT_VERSION,
@@ -40,9 +40,17 @@ from clipstem.shards import (
     sample_record,
     write_shard,
 )
-from clipstem.sources import AnySource, Chunk, DrawnSource, JsonlSource, stem_source
+from clipstem.sources import Chunk, DrawnSource, stem_source
 from clipstem.splits import components, divide, in_splits, shared
-from clipstem.spool import BadRow, Checks, Ints, Spooled, read_samples, spool_chunk
+from clipstem.spool import (
+    AnySource,
+    BadRow,
+    Checks,
+    Ints,
+    Spooled,
+    read_samples,
+    spool_chunk,
+)
 from clipstem.workers import Workers
 
 TRAIN, TUNE = SPLITS.index("train"), SPLITS.index("tune")
@@ -57,19 +65,13 @@ def prepare(config: PrepareConfig) -> Manifest:
             disk is full.
     """
     try:
-        with (
-            new_folder(Path(config.out)) as folder,
-            Workers(config.workers) as workers,
-            _progress() as progress,
-        ):
-            return _prepare(config, folder, workers, progress)
+        with new_folder(Path(config.out)) as folder, Workers(config.workers) as workers:
+            return _prepare(config, folder, workers)
     except OSError as error:
         raise ClipstemError(f"{error.filename or config.out}: {error.strerror or error}") from error
 
 
-def _prepare(
-    config: PrepareConfig, folder: Path, workers: Workers, progress: Progress
-) -> Manifest:
+def _prepare(config: PrepareConfig, folder: Path, workers: Workers) -> Manifest:
     source = _open_source(config)
     chunks = source.chunks()
     spools = folder / "spools"
@@ -78,7 +80,7 @@ def _prepare(
     # First pass: what the rows are.
     read = partial(spool_chunk, source, _checks(config), spools)
     results = workers.map(read, list(enumerate(chunks)))
-    spooled, bad = _collect(results, chunks, config.max_skipped_fraction, progress)
+    spooled, bad = _collect(results, chunks, config.max_skipped_fraction)
     spooled, repeated = _without_repeated_ids(spooled, chunks, spools)
     bad = sorted([*bad, *repeated], key=lambda row: row.key)
     _refuse_too_many(bad, chunks, config.max_skipped_fraction)
@@ -94,7 +96,7 @@ def _prepare(
     )
 
     # Second pass: the shards, and what stands beside them.
-    shards = _write_shards(folder, spools, jobs, workers, progress)
+    shards = _write_shards(folder, spools, jobs, workers)
     _write_lines(folder / "leaks.jsonl", _leaks(spooled, in_split_C, spools))
     _write_lines(folder / "skipped.jsonl", [row.as_json() for row in bad])
     shutil.rmtree(spools)
@@ -138,17 +140,16 @@ def _collect(
     results: Iterable[tuple[Spooled, list[BadRow]]],
     chunks: Sequence[Chunk],
     max_skipped_fraction: float,
-    progress: Progress,
 ) -> tuple[Spooled, list[BadRow]]:
     """All results together; stops as soon as too many rows are bad."""
-    task = progress.add_task("reading", total=_rows(chunks))
     parts: list[Spooled] = []
     bad: list[BadRow] = []
-    for (part, bad_part), chunk in zip(results, chunks, strict=True):
-        parts.append(part)
-        bad += bad_part
-        _refuse_too_many(bad, chunks, max_skipped_fraction)
-        progress.advance(task, chunk.rows)
+    with progress_bar("reading", _rows(chunks)) as advance:
+        for (part, bad_part), chunk in zip(results, chunks, strict=True):
+            parts.append(part)
+            bad += bad_part
+            _refuse_too_many(bad, chunks, max_skipped_fraction)
+            advance(chunk.rows)
     if not parts:
         raise ClipstemError("the source is empty; expected at least one question")
     return Spooled.joined(parts), bad
@@ -183,7 +184,7 @@ def _refuse_too_many(
     counts = Counter(map(_reason, bad)).most_common()
     raise ClipstemError(
         f"{len(bad):,} bad rows are more than max_skipped_fraction={max_skipped_fraction} of "
-        f"{rows:,} allows: {'; '.join(f'{count:,} × {reason}' for reason, count in counts)}. "
+        f"{rows:,} rows allows: {'; '.join(f'{count:,} × {reason}' for reason, count in counts)}. "
         f"The first: {'; '.join(map(str, bad[:SHOWN_BAD_ROWS]))}"
     )
 
@@ -218,9 +219,7 @@ def _choose_splits(spooled: Spooled, config: PrepareConfig) -> Ints:
 def _components(spooled: Spooled) -> Ints:
     questions = len(spooled.split_N)
     tokens = _numbered(np.concatenate([spooled.picture_P, spooled.content_N]))
-    return components(
-        np.concatenate([spooled.question_P, np.arange(questions)]), tokens, questions
-    )
+    return components(np.concatenate([spooled.question_P, np.arange(questions)]), tokens, questions)
 
 
 def _numbered(hashes: npt.NDArray[np.bytes_]) -> Ints:
@@ -260,13 +259,13 @@ def _shard_jobs(spooled: Spooled, shard_bytes: int, seed: int) -> Iterator[_Shar
 
 
 def _write_shards(
-    folder: Path, spools: Path, jobs: Sequence[_ShardJob], workers: Workers, progress: Progress
+    folder: Path, spools: Path, jobs: Sequence[_ShardJob], workers: Workers
 ) -> list[Shard]:
-    task = progress.add_task("writing", total=sum(len(job.chunk_N) for job in jobs))
     shards = []
-    for shard in workers.map(partial(_write_shard, folder, spools), jobs):
-        shards.append(shard)
-        progress.advance(task, shard.questions)
+    with progress_bar("writing", sum(len(job.chunk_N) for job in jobs)) as advance:
+        for shard in workers.map(partial(_write_shard, folder, spools), jobs):
+            shards.append(shard)
+            advance(shard.questions)
     return shards
 
 
@@ -339,16 +338,6 @@ def _skills(folder: Path, shards: Sequence[Shard]) -> dict[str, dict[str, int]]:
         skills = pq.read_table(folder / shard.index_name, columns=["skill"])["skill"]
         counts.setdefault(shard.split, Counter()).update(skills.to_pylist())
     return {split: dict(sorted(counter.items())) for split, counter in counts.items()}
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
 
 
 @verb("prepare", PrepareConfig)

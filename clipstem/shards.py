@@ -9,11 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import tarfile
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -25,12 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipstem.question import ClipstemError, Picture, Question
+from clipstem.storage import Folder, storage
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 WINDOW = 8192  # questions shuffled among each other in an epoch, near each other on disk
 TAR_END = bytes(1024)  # two empty blocks end a tar
-TIMEOUT_S = 60
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -51,7 +48,6 @@ INDEX_SCHEMA = pa.schema(
 
 _MEMBER = re.compile(r"\d+\.(json|(problem|option\d+)\.(png|jpg|webp|gif|bmp|tiff))")
 _SHARD_NAME = re.compile(r"[a-z]+-\d{6}\.tar")
-_URL = re.compile(r"https?://")
 
 
 @dataclass(frozen=True)
@@ -249,7 +245,7 @@ class Dataset:
     def __init__(self, location: str, manifest: Manifest) -> None:
         self.location = location
         self.manifest = manifest
-        self._files = _Site(location) if _URL.match(location) else _Folder(Path(location))
+        self._files = storage(location)
         self._spans: dict[str, _Spans] = {}
 
     def __reduce__(self) -> tuple[type[Dataset], tuple[str, Manifest]]:
@@ -260,7 +256,7 @@ class Dataset:
         return sum(shard.questions for shard in self.manifest.of_split(split))
 
     def index(self, split: str) -> pa.Table:
-        """Every column of `INDEX_SCHEMA` but where the bytes are, for a split's questions in order."""
+        """`INDEX_SCHEMA` without the places of bytes: a split's questions in order."""
         names = [name for name in INDEX_SCHEMA.names if name not in ("offset", "length", "sha256")]
         tables = [self._index(shard, names) for shard in self.manifest.of_split(split)]
         schema = pa.schema([INDEX_SCHEMA.field(name) for name in names])
@@ -292,7 +288,8 @@ class Dataset:
         starts, stops = spans.starts[numbers], spans.starts[numbers] + spans.lengths[numbers]
         breaks = np.flatnonzero(starts[1:] - stops[:-1] > self._files.gap_bytes) + 1
         runs = np.split(np.arange(len(numbers)), breaks)
-        pieces = self._files.pieces(shard, [(int(starts[r[0]]), int(stops[r[-1]])) for r in runs])
+        wanted = [(int(starts[run[0]]), int(stops[run[-1]])) for run in runs]
+        pieces = self._files.pieces(shard.name, shard.bytes, wanted)
         for run, piece in zip(runs, pieces, strict=True):
             view = memoryview(piece)
             for i in run:
@@ -308,10 +305,10 @@ class Dataset:
             "written with (sha256 differs); copy the shard again or prepare the data again"
         )
 
-    def _index(self, shard: Shard, columns: list[str]) -> pa.Table:
+    def _index(self, shard: Shard, columns: Sequence[str]) -> pa.Table:
         data = self._files.whole(shard.index_name)
         try:
-            table = pq.read_table(pa.BufferReader(data), columns=columns)
+            table = pq.read_table(pa.BufferReader(data), columns=list(columns))
         except (pa.ArrowInvalid, OSError):
             table = None
         if table is None or table.num_rows != shard.questions:
@@ -328,14 +325,33 @@ def open_dataset(location: str) -> Dataset:
     Raises:
         ClipstemError: if it is missing, incomplete, or was made by a later version.
     """
-    files = _Site(location) if _URL.match(location) else _Folder(Path(location))
-    if isinstance(files, _Folder):
-        files.refuse_other_folders()
+    files = storage(location)
+    if isinstance(files, Folder):
+        _refuse_other_folders(files.path)
     manifest = Manifest.from_json(files.whole(MANIFEST), files.name(MANIFEST))
-    if isinstance(files, _Folder):
+    if isinstance(files, Folder):
         for shard in manifest.shards:
-            files.check_size(shard)
+            files.check_size(shard.name, shard.bytes)
     return Dataset(location, manifest)
+
+
+def _refuse_other_folders(path: Path) -> None:
+    if (path / MANIFEST).is_file():
+        return
+    if not path.is_dir():
+        raise ClipstemError(
+            f"data: there is no folder '{path}'; expected one made by "
+            f"python -m clipstem.prepare source=drawn|stem|jsonl path=… out={path}"
+        )
+    if any(path.glob("*.tar")) or not any(path.rglob("*.parquet")):
+        raise ClipstemError(
+            f"data: '{path}' has no {MANIFEST}, so it is not, or not wholly, prepared data; "
+            "make it with python -m clipstem.prepare source=drawn|stem|jsonl path=… out=…"
+        )
+    raise ClipstemError(
+        f"data: '{path}' holds parquet files, not prepared data; prepare it first: "
+        f"python -m clipstem.prepare source=stem path={path} out=…"
+    )
 
 
 def order(
@@ -369,7 +385,7 @@ class _Spans:
     lengths: npt.NDArray[np.int64]
     hashes: pa.ChunkedArray
 
-    COLUMNS = ["offset", "length", "sha256"]
+    COLUMNS = ("offset", "length", "sha256")
 
     @classmethod
     def of(cls, index: pa.Table) -> _Spans:
@@ -387,103 +403,3 @@ def _decode(samples: Iterable[bytes | memoryview], where: str) -> Iterator[Quest
         record = json.loads(sample["json"])
         hashes = record["pictures"]
         yield _question(record, lambda name: Picture(sample[name], hashes[name]))  # noqa: B023
-
-
-@dataclass(frozen=True)
-class _Folder:
-    """Files of a local folder."""
-
-    path: Path
-    gap_bytes = 64 * 2**10  # reading over a small gap is cheaper than a second call
-
-    def name(self, file: str) -> str:
-        return str(self.path / file)
-
-    def whole(self, file: str) -> bytes:
-        try:
-            return (self.path / file).read_bytes()
-        except OSError as error:
-            raise ClipstemError(
-                f"{self.name(file)}: cannot be read ({error.strerror}); prepare the data again"
-            ) from None
-
-    def pieces(self, shard: Shard, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
-        self.check_size(shard)
-        with (self.path / shard.name).open("rb", buffering=0) as file:
-            for start, stop in spans:
-                yield os.pread(file.fileno(), stop - start, start)
-
-    def check_size(self, shard: Shard) -> None:
-        try:
-            size = (self.path / shard.name).stat().st_size
-        except OSError:
-            raise ClipstemError(
-                f"{self.name(shard.name)}: is missing; copy it again or prepare the data again"
-            ) from None
-        if size != shard.bytes:
-            raise _wrong_size(self.name(shard.name), size, shard)
-
-    def refuse_other_folders(self) -> None:
-        if (self.path / MANIFEST).is_file():
-            return
-        where = f"'{self.path}'"
-        if not self.path.is_dir():
-            raise ClipstemError(
-                f"data: there is no folder {where}; expected one made by "
-                f"python -m clipstem.prepare source=drawn|stem|jsonl path=… out={self.path}"
-            )
-        if any(self.path.glob("*.tar")) or not any(self.path.rglob("*.parquet")):
-            raise ClipstemError(
-                f"data: {where} has no {MANIFEST}, so it is not, or not wholly, prepared data; "
-                "make it with python -m clipstem.prepare source=drawn|stem|jsonl path=… out=…"
-            )
-        raise ClipstemError(
-            f"data: {where} holds parquet files, not prepared data; prepare it first: "
-            f"python -m clipstem.prepare source=stem path={self.path} out=…"
-        )
-
-
-@dataclass(frozen=True)
-class _Site:
-    """Files under an http(s) URL, whose server must know `Range`."""
-
-    url: str
-    gap_bytes = 2**20  # a request costs more than a megabyte
-
-    def name(self, file: str) -> str:
-        return f"{self.url.rstrip('/')}/{file}"
-
-    def whole(self, file: str) -> bytes:
-        return self._get(file)[0]
-
-    def pieces(self, shard: Shard, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
-        for start, stop in spans:
-            piece, place = self._get(shard.name, {"Range": f"bytes={start}-{stop - 1}"})
-            if not place:
-                raise ClipstemError(
-                    f"{self.name(shard.name)}: the server ignores Range requests; "
-                    "use one that knows them, or copy the data to a local folder"
-                )
-            if place.rpartition("/")[2] not in ("*", str(shard.bytes)):
-                raise _wrong_size(self.name(shard.name), int(place.rpartition("/")[2]), shard)
-            yield piece
-
-    def _get(self, file: str, headers: dict[str, str] | None = None) -> tuple[bytes, str]:
-        """The body, and its Content-Range if it is a part."""
-        request = urllib.request.Request(self.name(file), headers=headers or {})
-        try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
-                place = reply.headers.get("Content-Range", "") if reply.status == 206 else ""
-                return (reply.read() if place or not headers else b""), place
-        except (urllib.error.URLError, OSError) as error:
-            raise ClipstemError(
-                f"{self.name(file)}: cannot be read ({getattr(error, 'reason', error)}); "
-                "expected the files that python -m clipstem.prepare makes"
-            ) from None
-
-
-def _wrong_size(where: str, size: int, shard: Shard) -> ClipstemError:
-    return ClipstemError(
-        f"{where}: has {size:,} bytes, the manifest says {shard.bytes:,}; "
-        "copy it again or prepare the data again"
-    )

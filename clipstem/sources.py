@@ -1,4 +1,4 @@
-"""Where questions come from: drawn by code, parquet files in STEM's schema, or lines of JSON.
+"""Where questions come from: drawn by code, or parquet files in STEM's schema.
 
 A source divides itself into chunks, which workers read row by row. A row is what the source says,
 numbered within its split, read but not judged; what cannot even be read is a `BadField`.
@@ -6,10 +6,8 @@ numbered within its split, read but not judged; what cannot even be read is a `B
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +18,11 @@ import pyarrow.parquet as pq
 
 from clipstem.bank.stem import SCHEMA, BankSplit
 from clipstem.config import SOURCE_SPLITS
-from clipstem.question import UNKNOWN_ANSWER, ClipstemError, Picture
+from clipstem.question import ClipstemError, Picture
 
 MAX_CHUNKS = 256  # each leaves one file open while the shards are written
 MIN_CHUNK_ROWS = 256
 BATCH_ROWS = 32  # rows of parquet held in memory at once
-MAX_PICTURE_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +72,7 @@ class DrawnSource:
     splits: tuple[BankSplit, ...]
 
     def chunks(self) -> list[Chunk]:
-        step = _chunk_rows(sum(map(len, self.splits)))
+        step = chunk_rows(sum(map(len, self.splits)))
         chunks, key = [], 0
         for split in self.splits:
             for first in range(0, len(split), step):
@@ -117,7 +114,7 @@ class StemSource:
         chunks: list[Chunk] = []
         next_row = dict.fromkeys(SOURCE_SPLITS, 0)
         metas = [(file, self._split(file), self._meta(file)) for file in self._files()]
-        step = _chunk_rows(sum(meta.num_rows for _, _, meta in metas))
+        step = chunk_rows(sum(meta.num_rows for _, _, meta in metas))
         for file, split, meta in metas:
             for start, stop in _row_groups(meta, step):
                 rows = sum(meta.row_group(group).num_rows for group in range(start, stop))
@@ -132,7 +129,7 @@ class StemSource:
         for batch in self._batches(chunk):
             columns = pa.Table.from_batches([batch]).select(SCHEMA.names).cast(SCHEMA).to_pydict()
             for values in zip(*columns.values(), strict=True):
-                yield number, _or_bad(_stem_row, f"{chunk.split}-{number}", chunk.split, *values)
+                yield number, or_bad(_stem_row, f"{chunk.split}-{number}", chunk.split, *values)
                 number += 1
 
     def _batches(self, chunk: Chunk) -> Iterator[pa.RecordBatch]:
@@ -144,7 +141,7 @@ class StemSource:
                     BATCH_ROWS, range(chunk.start, chunk.stop), SCHEMA.names, use_threads=False
                 )
         except (pa.ArrowException, OSError) as error:
-            raise ClipstemError(f"{path}: is damaged ({_line(error)}); copy it again") from None
+            raise ClipstemError(f"{path}: is damaged ({one_line(error)}); copy it again") from None
 
     def _files(self) -> list[Path]:
         files = sorted(self.folder.rglob("*.parquet"), key=lambda file: (file.name, str(file)))
@@ -166,7 +163,7 @@ class StemSource:
             with pq.ParquetFile(path) as file:
                 found, meta = file.schema_arrow, file.metadata
         except (pa.ArrowException, OSError) as error:
-            raise ClipstemError(f"{path}: is no parquet file ({_line(error)})") from None
+            raise ClipstemError(f"{path}: is no parquet file ({one_line(error)})") from None
         if missing := [name for name in SCHEMA.names if name not in found.names]:
             raise ClipstemError(
                 f"{path}: lacks the columns {', '.join(missing)}; expected STEM's: "
@@ -209,12 +206,12 @@ def _stem_row(
 ) -> Row:
     if bool(pic_prob) != bool(problem_pic):
         found = f"{len(problem_pic)} bytes" if problem_pic else "empty"
-        raise BadField("problem_pic", f"is {found}, but pic_prob is {_json(pic_prob)}")
+        raise BadField("problem_pic", f"is {found}, but pic_prob is {as_json(pic_prob)}")
     filled = choices_pic if pic_choice else choices
     other = choices if pic_choice else choices_pic
     if other and not filled:
         name = "choices" if pic_choice else "choices_pic"
-        raise BadField(name, f"has {len(other)} options, but pic_choice is {_json(pic_choice)}")
+        raise BadField(name, f"has {len(other)} options, but pic_choice is {as_json(pic_choice)}")
     options = (*(choices or ()), *(choices_pic or ()))
     for index, option in enumerate(options):
         _not_null(f"options[{index}]", option)
@@ -226,12 +223,12 @@ def _stem_row(
         skill=_not_null("skill", skill),
         problem=_not_null("problem", problem),
         picture=problem_pic or None,
-        options=options,  # type: ignore[arg-type]
+        options=options,
         answer=_not_null("answer_idx", answer_idx),
     )
 
 
-def _or_bad(read: Callable[..., Row], *values: Any) -> Row | BadField:
+def or_bad(read: Callable[..., Row], *values: Any) -> Row | BadField:
     try:
         return read(*values)
     except BadField as bad:
@@ -244,161 +241,17 @@ def _not_null(field: str, value: Any) -> Any:
     return value
 
 
-@dataclass(frozen=True)
-class JsonlSource:
-    """One JSON object a line; pictures are files beside it or in folders below.
-
-    Every line goes to `split` if it is given; with `split_later` no line may name one.
-    """
-
-    file: Path
-    split: str
-    split_later: bool
-
-    def chunks(self) -> list[Chunk]:
-        try:
-            with self.file.open("rb") as lines:
-                ends = array("q", [0])
-                for line in lines:
-                    ends.append(ends[-1] + len(line))
-        except OSError as error:
-            raise ClipstemError(
-                f"path: '{self.file}' cannot be read ({error.strerror}); "
-                "expected a file with one JSON object a line"
-            ) from None
-        rows = len(ends) - 1
-        step = _chunk_rows(rows)
-        cuts = [*range(0, rows, step), rows]
-        return [
-            Chunk(self.file.name, self.split, a, a, b - a, ends[a], ends[b])
-            for a, b in zip(cuts, cuts[1:], strict=False)
-        ]
-
-    def rows(self, chunk: Chunk) -> Iterator[tuple[int, Row | BadField]]:
-        with self.file.open("rb") as lines:
-            lines.seek(chunk.start)
-            for number in range(chunk.first_row, chunk.first_row + chunk.rows):
-                if (line := lines.readline()).strip():
-                    yield number, _or_bad(self._row, line)
-
-    def _row(self, line: bytes) -> Row:
-        record = _record(line)
-        problem_picture = record.get("image")
-        return Row(
-            id=_text(record, "id"),
-            split=self._split(record.get("split")),
-            subject=_text(record, "subject"),
-            grade=_text(record, "grade"),
-            skill=_text(record, "skill"),
-            problem=_text(record, "problem"),
-            picture=None if problem_picture is None else self._picture("image", problem_picture),
-            options=tuple(self._options(record)),
-            answer=_answer(record.get("answer")),
-        )
-
-    def _split(self, named: Any) -> str:
-        if self.split:
-            return self.split
-        if self.split_later:
-            if named is not None:
-                raise BadField("split", f"is {_json(named)}, but split_fractions makes the splits")
-            return ""
-        split = "valid" if named == "validation" else named
-        if split not in SOURCE_SPLITS:
-            raise BadField(
-                "split",
-                f"is {_json(named)}; expected train, valid or test, "
-                "or a run with split=… or split_fractions=…",
-            )
-        return str(split)
-
-    def _options(self, record: dict[str, Any]) -> Iterator[str | bytes]:
-        options = record.get("options")
-        if not isinstance(options, list):
-            raise BadField("options", f"is {_json(options)}; expected a list")
-        for index, option in enumerate(options):
-            name = f"options[{index}]"
-            if isinstance(option, str):
-                yield option
-            elif isinstance(option, dict) and option.keys() == {"image"}:
-                yield self._picture(name, option["image"])
-            else:
-                raise BadField(name, f'is {_json(option)}; expected a text or {{"image": path}}')
-
-    def _picture(self, field: str, name: Any) -> bytes:
-        """The bytes of a picture file, which must lie in the folder of the JSON file."""
-        if not isinstance(name, str) or not name or "\0" in name:
-            raise BadField(field, f"is {_json(name)}; expected a path")
-        folder = self.file.parent.resolve()
-        path = folder / name
-        if Path(name).is_absolute():
-            raise BadField(field, f"'{name}' is an absolute path; expected one beside the file")
-        if ".." in Path(name).parts:
-            raise BadField(field, f"'{name}' has '..'; expected a path below the file's folder")
-        try:
-            real = path.resolve()
-            if not real.is_relative_to(folder):
-                raise BadField(field, f"'{name}' leads out of the file's folder by a link")
-            if not real.is_file():
-                raise BadField(field, f"'{name}' is no file")
-            if real.stat().st_size > MAX_PICTURE_BYTES:
-                raise BadField(field, f"'{name}' has more than {MAX_PICTURE_BYTES:,} bytes")
-            return real.read_bytes()
-        except (OSError, RuntimeError) as error:
-            raise BadField(field, f"'{name}' cannot be read ({_line(error)})") from None
-
-
-KNOWN_FIELDS = (
-    *("id", "split", "subject", "grade", "skill"),
-    *("problem", "image", "options", "answer"),
-)
-
-
-def _record(line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise BadField("line", f"is not JSON in UTF-8 ({_line(error)})") from None
-    if not isinstance(record, dict):
-        raise BadField("line", f"is {_json(record)}; expected an object")
-    missing = [field for field in KNOWN_FIELDS if field not in record]
-    for field in record.keys() - set(KNOWN_FIELDS):
-        if near := difflib.get_close_matches(field, missing, n=1, cutoff=0.75):
-            raise BadField(field, f"is unknown; did you mean '{near[0]}'?")
-    return record
-
-
-def _text(record: dict[str, Any], field: str) -> str:
-    if field not in record:
-        raise BadField(field, "is missing; expected a text")
-    value = record[field]
-    if not isinstance(value, str):
-        raise BadField(field, f"is {_json(value)}; expected a text")
-    return value
-
-
-def _answer(value: Any) -> int:
-    if value is None:
-        return UNKNOWN_ANSWER
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise BadField("answer", f"is {_json(value)}; expected the number of an option, from 0")
-    return value
-
-
-def _json(value: Any) -> str:
+def as_json(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     return re.sub(r"\s+", " ", str(error))[:200]
 
 
-def _chunk_rows(rows: int) -> int:
+def chunk_rows(rows: int) -> int:
     return max(MIN_CHUNK_ROWS, -(-rows // MAX_CHUNKS))
-
-
-AnySource = DrawnSource | StemSource | JsonlSource
 
 
 def stem_source(path: str) -> StemSource:
@@ -426,6 +279,6 @@ def stem_source(path: str) -> StemSource:
     except Exception as error:  # the Hub's client raises many kinds, and they change
         raise ClipstemError(
             f"path: there is no folder '{path}', and the Hub's data set could not be fetched "
-            f"({_line(error)})"
+            f"({one_line(error)})"
         ) from None
     return StemSource(Path(folder))

@@ -18,14 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from clipstem.images import check_picture, shrink
+from clipstem.jsonl import JsonlSource
 from clipstem.question import SPLITS, ClipstemError, Picture, Question, invalid_field
 from clipstem.shards import encode_sample
-from clipstem.sources import AnySource, BadField, Chunk, Row
+from clipstem.sources import BadField, Chunk, DrawnSource, Row, StemSource
 
 HASH_BYTES = 16  # of a SHA-256: enough that two of 10^9 never meet by chance
 NO_SPLIT = -1  # of a question whose split is chosen later
 
 Ints = npt.NDArray[np.int64]
+AnySource = DrawnSource | StemSource | JsonlSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,8 @@ def spool_chunk(
         for row_number, row in source.rows(chunk):
             key = chunk.key + row_number - chunk.first_row
             try:
+                if isinstance(row, BadField):
+                    raise row
                 question, suffixes = _checked(row, row_number, checks)
             except BadField as error:
                 bad.append(BadRow(key, row_number, chunk.file, error.field, error.reason))
@@ -113,9 +117,7 @@ def spool_chunk(
     return _as_arrays(number, places, pictures), bad
 
 
-def read_samples(
-    folder: Path, chunk_N: Ints, start_N: Ints, length_N: Ints
-) -> Iterator[bytes]:
+def read_samples(folder: Path, chunk_N: Ints, start_N: Ints, length_N: Ints) -> Iterator[bytes]:
     """The spooled samples at these places, one by one."""
     with ExitStack() as stack:
         files: dict[int, int] = {}
@@ -128,7 +130,7 @@ def read_samples(
 
 
 class _Place(NamedTuple):
-    """A question's part in `Spooled`, in the order of its arrays."""
+    """What `Spooled` keeps of one question."""
 
     start: int
     length: int
@@ -145,22 +147,21 @@ class _Place(NamedTuple):
 
 
 def _as_arrays(chunk: int, places: list[_Place], pictures: list[bytes]) -> Spooled:
-    start, length, split, id, content, count = zip(*places, strict=True) if places else [()] * 6
+    hashes = f"S{HASH_BYTES}"
     return Spooled(
-        np.full(len(places), chunk, np.int64),
-        *(np.array(numbers, np.int64) for numbers in (start, length, split)),
-        *(np.array(hashes, f"S{HASH_BYTES}") for hashes in (id, content)),
-        np.array(count, np.int64),
-        np.array(pictures, f"S{HASH_BYTES}"),
+        chunk_N=np.full(len(places), chunk, np.int64),
+        start_N=np.array([place.start for place in places], np.int64),
+        length_N=np.array([place.length for place in places], np.int64),
+        split_N=np.array([place.split for place in places], np.int64),
+        id_N=np.array([place.id for place in places], hashes),
+        content_N=np.array([place.content for place in places], hashes),
+        pictures_N=np.array([place.pictures for place in places], np.int64),
+        picture_P=np.array(pictures, hashes),
     )
 
 
-def _checked(
-    row: Row | BadField, row_number: int, checks: Checks
-) -> tuple[Question, tuple[str, ...]]:
+def _checked(row: Row, row_number: int, checks: Checks) -> tuple[Question, tuple[str, ...]]:
     """The question of a row, and the suffix of each of its pictures."""
-    if isinstance(row, BadField):
-        raise row
     for name in ("id", "subject", "grade", "skill", "problem"):
         _check_text(name, getattr(row, name))
     suffixes: list[str] = []

@@ -19,7 +19,6 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.model import set_model_preprocess_cfg
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -181,7 +180,7 @@ def create(config: ModelConfig, seed: int = 0) -> Towers:
         torch.manual_seed(seed)
         try:
             model = _open(config)
-        except (RuntimeError, ValueError, FileNotFoundError, OSError) as error:
+        except (RuntimeError, ValueError, TypeError, OSError) as error:
             raise ClipstemError(_why_not(config, error)) from error
     _check_causal(model, config.name)
     model_cfg = _model_cfg(config)
@@ -191,9 +190,7 @@ def create(config: ModelConfig, seed: int = 0) -> Towers:
 
 def _open(config: ModelConfig) -> nn.Module:
     if config.architecture:
-        model = open_clip.CLIP(**copy.deepcopy(config.architecture))
-        set_model_preprocess_cfg(model, {"size": model.visual.image_size})
-        return model
+        return open_clip.CLIP(**copy.deepcopy(config.architecture))
     size = {} if config.image_size is None else {"force_image_size": config.image_size}
     return open_clip.create_model(
         config.name, pretrained=config.pretrained, weights_only=True, **size

@@ -25,9 +25,13 @@ from clipstem.question import Kind, Question
 GRADES = ("pre-k", "kindergarten", *(f"grade-{number}" for number in range(1, 9)))
 SEED = 5
 PAINTED = 60  # questions painted of each skill
-ARRANGED = 4000  # questions arranged of each skill, half of them to learn from: 5 points are > 4 σ
+ARRANGED = 4000  # of each skill, half of them to learn from: 5 points are 4.5 σ of chance or more
 
-every_skill = pytest.mark.parametrize("name", list(SKILLS))
+
+@pytest.fixture(scope="module", params=list(SKILLS))
+def name(request: pytest.FixtureRequest) -> str:
+    """Every skill; by the scope, all tests of one skill run in a row and share its draws."""
+    return str(request.param)
 
 
 @cache
@@ -43,7 +47,7 @@ class Arranged(NamedTuple):
     answer: int
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def arranged(name: str) -> tuple[Arranged, ...]:
     return tuple(_arranged(name, index) for index in range(ARRANGED))
 
@@ -92,7 +96,6 @@ def test_subjects_have_picture_options() -> None:
     assert all(len(found) == 3 for found in kinds.values()), dict(kinds)
 
 
-@every_skill
 def test_a_draw_is_a_function_of_seed_skill_and_index(name: str) -> None:
     again = draw(SKILLS[name], SEED, 7)
     assert again == painted(name)[7]
@@ -114,13 +117,11 @@ def test_another_process_draws_the_same() -> None:
     assert run.stdout.split() == expected
 
 
-@every_skill
 def test_pictures_practically_never_come_twice(name: str) -> None:
-    firsts = [picture.sha256 for question in painted(name) for picture in question.pictures]
-    assert len(firsts) - len(set(firsts)) <= len(firsts) // 100
+    pictures = [picture.sha256 for question in painted(name) for picture in question.pictures]
+    assert len(pictures) == len(set(pictures))
 
 
-@every_skill
 def test_pictures_are_square_rgb(name: str) -> None:
     for question in painted(name)[:5]:
         for picture in question.pictures:
@@ -129,7 +130,6 @@ def test_pictures_are_square_rgb(name: str) -> None:
             assert (image.size, image.mode) == ((SIDE, SIDE), "RGB")
 
 
-@every_skill
 def test_options_of_a_question_differ(name: str) -> None:
     for question in painted(name):
         assert len(question.options) == len(set(question.options))
@@ -137,14 +137,12 @@ def test_options_of_a_question_differ(name: str) -> None:
         assert len(drawn.options) == len(set(drawn.options))
 
 
-@every_skill
 def test_texts_read_like_questions(name: str) -> None:
     for question in painted(name):
         assert 3 <= len(question.problem.split()) <= 24
         assert question.problem[0].isupper() and question.problem[-1] in "?."
 
 
-@every_skill
 def test_the_right_place_is_uniform(name: str) -> None:
     places: dict[int, Counter[int]] = defaultdict(Counter)
     for drawn in arranged(name):
@@ -155,7 +153,6 @@ def test_the_right_place_is_uniform(name: str) -> None:
         assert chi_square < 22, (count, found)  # p < 0.0003 at the most, 4 degrees of freedom
 
 
-@every_skill
 @pytest.mark.parametrize("guess", ["longest", "most_frequent", "bag_of_words", "same_place"])
 def test_texts_and_order_do_not_give_the_answer(name: str, guess: str) -> None:
     half = ARRANGED // 2
@@ -166,6 +163,12 @@ def test_texts_and_order_do_not_give_the_answer(name: str, guess: str) -> None:
     assert abs(right - chance) <= 0.05
 
 
+@pytest.mark.parametrize("guess", ["longest", "most_frequent", "bag_of_words", "same_place"])
+def test_the_guessers_find_a_planted_shortcut(guess: str) -> None:
+    planted = [Arranged("Which?", ("it is a truly long one", f"no {k % 9}"), 0) for k in range(400)]
+    assert set(GUESSERS[guess](planted, planted)) == {0}
+
+
 Guesser = Callable[[Sequence[Arranged], Sequence[Arranged]], Sequence[int]]
 
 
@@ -174,7 +177,8 @@ def _longest(_: Sequence[Arranged], held_out: Sequence[Arranged]) -> list[int]:
 
 
 def _most_frequent(learn: Sequence[Arranged], held_out: Sequence[Arranged]) -> list[int]:
-    right, shown = Counter(), Counter()
+    right: Counter[str] = Counter()
+    shown: Counter[str] = Counter()
     for drawn in learn:
         right[drawn.options[drawn.answer]] += 1
         shown.update(drawn.options)
@@ -193,16 +197,22 @@ def _same_place(learn: Sequence[Arranged], held_out: Sequence[Arranged]) -> list
 
 
 def _bag_of_words(learn: Sequence[Arranged], held_out: Sequence[Arranged]) -> list[int]:
+    seen = Counter(
+        (_text(drawn, option), place == drawn.answer)
+        for drawn in learn
+        for place, option in enumerate(drawn.options)
+    )
     words = CountVectorizer(token_pattern=r"[^\s,.?!()\[\]]+")
-    rows = words.fit_transform(_texts(learn))
-    labels = [place == drawn.answer for drawn in learn for place in range(len(drawn.options))]
-    model = LogisticRegression(max_iter=50).fit(rows, labels)
-    scores = iter(model.decision_function(words.transform(_texts(held_out))))
-    return [_best([next(scores) for _ in drawn.options]) for drawn in held_out]
+    rows = words.fit_transform([text for text, _ in seen])
+    model = LogisticRegression(max_iter=50)
+    model.fit(rows, [is_right for _, is_right in seen], sample_weight=list(seen.values()))
+    texts = sorted({_text(drawn, option) for drawn in held_out for option in drawn.options})
+    score = dict(zip(texts, model.decision_function(words.transform(texts)), strict=True))
+    return [_best([score[_text(drawn, option)] for option in drawn.options]) for drawn in held_out]
 
 
-def _texts(questions: Sequence[Arranged]) -> list[str]:
-    return [f"{drawn.problem} {option}" for drawn in questions for option in drawn.options]
+def _text(drawn: Arranged, option: str) -> str:
+    return f"{drawn.problem} {option}"
 
 
 def _best(scores: Sequence[float]) -> int:

@@ -427,7 +427,8 @@ def _building(rng: random.Random, heights: tuple[int, ...], plan: bool = False) 
     image, pen = paper(rng)
     (x, y), fill = near(rng, (64, 112), 6), any_colour(rng)
     if plan:
-        pen.rectangle((0, 0, SIDE, SIDE), (25, 60, 140))
+        blue = (rng.randint(10, 45), rng.randint(45, 80), rng.randint(115, 165))
+        pen.rectangle((0, 0, SIDE, SIDE), blue)
     for column, height in enumerate(heights):
         for level in range(height):
             left, foot = x - 50 + 34 * column, y - 32 * level

@@ -1,0 +1,162 @@
+"""Questions from a file with one JSON object a line, and pictures as files beside it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from clipstem.config import SOURCE_SPLITS
+from clipstem.question import UNKNOWN_ANSWER, ClipstemError
+from clipstem.sources import BadField, Chunk, Row, as_json, chunk_rows, one_line, or_bad
+
+MAX_PICTURE_BYTES = 256 * 2**20
+
+KNOWN_FIELDS = (
+    *("id", "split", "subject", "grade", "skill"),
+    *("problem", "image", "options", "answer"),
+)
+
+
+@dataclass(frozen=True)
+class JsonlSource:
+    """One JSON object a line; pictures are files beside it or in folders below.
+
+    Every line goes to `split` if it is given; with `split_later` no line may name one.
+    """
+
+    file: Path
+    split: str
+    split_later: bool
+
+    def chunks(self) -> list[Chunk]:
+        try:
+            with self.file.open("rb") as lines:
+                ends = array("q", [0])
+                for line in lines:
+                    ends.append(ends[-1] + len(line))
+        except OSError as error:
+            raise ClipstemError(
+                f"path: '{self.file}' cannot be read ({error.strerror}); "
+                "expected a file with one JSON object a line"
+            ) from None
+        rows = len(ends) - 1
+        step = chunk_rows(rows)
+        cuts = [*range(0, rows, step), rows]
+        return [
+            Chunk(self.file.name, self.split, a, a, b - a, ends[a], ends[b])
+            for a, b in pairwise(cuts)
+        ]
+
+    def rows(self, chunk: Chunk) -> Iterator[tuple[int, Row | BadField]]:
+        with self.file.open("rb") as lines:
+            lines.seek(chunk.start)
+            for number in range(chunk.first_row, chunk.first_row + chunk.rows):
+                if (line := lines.readline()).strip():
+                    yield number, or_bad(self._row, line)
+
+    def _row(self, line: bytes) -> Row:
+        record = _record(line)
+        if record.get("id") == "":
+            raise BadField("id", "is empty; expected a text")
+        problem_picture = record.get("image")
+        return Row(
+            id=_text(record, "id"),
+            split=self._split(record.get("split")),
+            subject=_text(record, "subject"),
+            grade=_text(record, "grade"),
+            skill=_text(record, "skill"),
+            problem=_text(record, "problem"),
+            picture=None if problem_picture is None else self._picture("image", problem_picture),
+            options=tuple(self._options(record)),
+            answer=_answer(record.get("answer")),
+        )
+
+    def _split(self, named: Any) -> str:
+        if self.split:
+            return self.split
+        if self.split_later:
+            if named is not None:
+                raise BadField(
+                    "split", f"is {as_json(named)}, but split_fractions makes the splits"
+                )
+            return ""
+        split = "valid" if named == "validation" else named
+        if split not in SOURCE_SPLITS:
+            raise BadField(
+                "split",
+                f"is {as_json(named)}; expected train, valid or test, "
+                "or a run with split=… or split_fractions=…",
+            )
+        return str(split)
+
+    def _options(self, record: dict[str, Any]) -> Iterator[str | bytes]:
+        options = record.get("options")
+        if not isinstance(options, list):
+            raise BadField("options", f"is {as_json(options)}; expected a list")
+        for index, option in enumerate(options):
+            name = f"options[{index}]"
+            if isinstance(option, str):
+                yield option
+            elif isinstance(option, dict) and option.keys() == {"image"}:
+                yield self._picture(name, option["image"])
+            else:
+                raise BadField(name, f'is {as_json(option)}; expected a text or {{"image": path}}')
+
+    def _picture(self, field: str, name: Any) -> bytes:
+        """The bytes of a picture file, which must lie in the folder of the JSON file."""
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise BadField(field, f"is {as_json(name)}; expected a path")
+        folder = self.file.parent.resolve()
+        path = folder / name
+        if Path(name).is_absolute():
+            raise BadField(field, f"'{name}' is an absolute path; expected one beside the file")
+        if ".." in Path(name).parts:
+            raise BadField(field, f"'{name}' has '..'; expected a path below the file's folder")
+        try:
+            real = path.resolve()
+            if not real.is_relative_to(folder):
+                raise BadField(field, f"'{name}' leads out of the file's folder by a link")
+            if not real.is_file():
+                raise BadField(field, f"'{name}' is no file")
+            if real.stat().st_size > MAX_PICTURE_BYTES:
+                raise BadField(field, f"'{name}' has more than {MAX_PICTURE_BYTES:,} bytes")
+            return real.read_bytes()
+        except (OSError, RuntimeError) as error:
+            raise BadField(field, f"'{name}' cannot be read ({one_line(error)})") from None
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise BadField("line", f"is not JSON in UTF-8 ({one_line(error)})") from None
+    if not isinstance(record, dict):
+        raise BadField("line", f"is {as_json(record)}; expected an object")
+    missing = [field for field in KNOWN_FIELDS if field not in record]
+    for field in record.keys() - set(KNOWN_FIELDS):
+        if near := difflib.get_close_matches(field, missing, n=1, cutoff=0.75):
+            raise BadField(field, f"is unknown; did you mean '{near[0]}'?")
+    return record
+
+
+def _text(record: dict[str, Any], field: str) -> str:
+    if field not in record:
+        raise BadField(field, "is missing; expected a text")
+    value = record[field]
+    if not isinstance(value, str):
+        raise BadField(field, f"is {as_json(value)}; expected a text")
+    return value
+
+
+def _answer(value: Any) -> int:
+    if value is None:
+        return UNKNOWN_ANSWER
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise BadField("answer", f"is {as_json(value)}; expected the number of an option, from 0")
+    return value
