@@ -29,6 +29,8 @@ def new_file(path: Path, replace: bool = False) -> Iterator[Path]:
         yield partial
         _flush(partial)
         partial.chmod(0o644)
+        if not replace:
+            _refuse_existing(path)  # somebody may have made it meanwhile
         partial.rename(path)
         _flush(path.parent)
     finally:

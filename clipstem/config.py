@@ -365,6 +365,9 @@ def verb(name: str, schema: type[Config]) -> Callable[[Callable[[Config], None]]
     return decorate
 
 
+_RAISED_IN_WORKER = f"{ClipstemError.__module__}.{ClipstemError.__qualname__}: "
+
+
 class _one_line_errors:
     """Print a `ClipstemError` as one line without a traceback, and exit with 2."""
 
@@ -376,7 +379,9 @@ class _one_line_errors:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, ClipstemError):
-            print(f"clipstem {self.name}: {error}", file=sys.stderr)
+            # torch hands an error of a worker process on as its whole traceback.
+            line = str(error).strip().splitlines()[-1].removeprefix(_RAISED_IN_WORKER)
+            print(f"clipstem {self.name}: {line}", file=sys.stderr)
             sys.exit(2)
         if isinstance(error, KeyboardInterrupt):
             print(f"clipstem {self.name}: interrupted", file=sys.stderr)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from clipstem.config import PictureFit
 from clipstem.question import ClipstemError
@@ -154,7 +154,8 @@ def _fitted_size(width: int, height: int, spec: PictureSpec) -> tuple[int, int]:
         other = int(spec.size * long / short)
         return (spec.size, other) if width <= height else (other, spec.size)
     ratio = max(width, height) / spec.size
-    return round(width / ratio), round(height / ratio)
+    # open_clip gives a very narrow picture no width at all here, and fails.
+    return max(1, round(width / ratio)), max(1, round(height / ratio))
 
 
 def _padded(image: Image.Image, spec: PictureSpec) -> Image.Image:
@@ -173,7 +174,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         # Pillow's own, higher, limit: its message starts with the number of pixels.
         found = re.search(r"\d+", str(error))
         raise _too_large(int(found[0]) if found else 0, max_pixels) from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ClipstemError(f"is not a picture (starts with {data[:5]!r})") from None
     except Exception as error:  # hostile headers make the plugins raise anything
         raise ClipstemError(f"has a broken header ({_brief(error)})") from None

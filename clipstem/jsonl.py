@@ -42,7 +42,7 @@ class JsonlSource:
                     ends.append(ends[-1] + len(line))
         except OSError as error:
             raise ClipstemError(
-                f"path: '{self.file}' cannot be read ({error.strerror}); "
+                f"conf key 'path': '{self.file}' cannot be read ({error.strerror}); "
                 "expected a file with one JSON object a line"
             ) from None
         rows = len(ends) - 1

@@ -15,6 +15,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
@@ -53,10 +54,11 @@ class Learner(L.LightningModule):
             listwise = self._mean(loss.listwise(logits_QK, batch.answer_Q), batch)
             contrast = self._mean(loss.in_batch_contrast(scale * cosine_VI, batch), batch)
         right = self._mean((logits_QK.argmax(dim=1) == batch.answer_Q).float(), batch)
-        self.log_dict(
-            {"listwise": listwise, "contrast": contrast, "accuracy": right, "scale": scale},
-            batch_size=1,
-        )
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        logged = {"listwise": listwise, "contrast": contrast, "accuracy": right, "scale": scale}
+        # "step" tells Lightning which step the values belong to: optimiser steps, counted from 1.
+        step = float(self.global_step + 1)
+        self.log_dict({**logged, "lr": rate, "step": step}, batch_size=1)
         return listwise + self.config.contrast_weight * contrast
 
     def _mean(self, value_Q: Tensor, batch: PairBatch) -> Tensor:
@@ -170,6 +172,16 @@ class EvaluateOnTune(L.Callback):
         )
 
 
+class Bar(RichProgressBar):
+    """Lightning's progress bar without the number of a version, which our runs do not have."""
+
+    def get_metrics(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in metrics.items() if name != "v_num"}
+
+
 class CsvLog(Logger):
     """`metrics.csv`: one row for each logged step, appended, so that a resumed run keeps its rows."""
 
@@ -197,8 +209,7 @@ class CsvLog(Logger):
             writer = csv.DictWriter(file, self.COLUMNS)
             if is_new:
                 writer.writeheader()
-            row = {name: value for name, value in metrics.items() if name in self.COLUMNS}
-            writer.writerow({**row, "step": step})
+            writer.writerow({**{name: metrics[name] for name in metrics if name != "epoch"}, "step": step})
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any) -> None:
         """Nothing: `config.yaml` has them."""

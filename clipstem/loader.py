@@ -13,7 +13,7 @@ from torch.utils.data import Dataset as MapDataset
 
 from clipstem.images import PictureSpec, to_pixels
 from clipstem.pairs import PairBatch, collate
-from clipstem.question import Kind, Picture, ProblemPicture
+from clipstem.question import ClipstemError, Kind, Picture, ProblemPicture
 from clipstem.shards import Dataset
 from clipstem.tokens import Tokenizer
 
@@ -75,9 +75,18 @@ class _From(Sampler[int]):
         return self.length
 
 
+class _Loader(DataLoader[PairBatch]):
+    def __iter__(self) -> Iterator[PairBatch]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except ClipstemError as error:
+            # From a worker, torch gives the message a traceback in front: back to one line.
+            raise ClipstemError(str(error).rpartition("ClipstemError: ")[2].strip()) from None
+
+
 def load(batches: Batches, workers: int, start: int = 0, pin: bool = False) -> DataLoader[PairBatch]:
     """The batches in order, from number `start` on, made by `workers` processes."""
-    return DataLoader(
+    return _Loader(
         batches,
         batch_size=None,
         sampler=_From(start, len(batches)),

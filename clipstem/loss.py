@@ -23,12 +23,15 @@ def in_batch_contrast(logits_VI: Tensor, batch: PairBatch) -> Tensor:
     The mean of two cross-entropies: picture to queries and query to pictures. What is known to be
     right as well is no negative: the same text or picture may be the right one of several
     questions, so every right pair of the batch but the one asked about is left out of the sums.
+    A question whose right answer is unknown, or has no pair, has loss 0.
     From scratch this is what makes a model learn: the options of one question begin almost
     identical in text space. Source: CLIP (arXiv 2103.00020) for the symmetric loss.
     """
     pictures = logits_VI.shape[1]
-    known_Q = (batch.answer_Q >= 0) & (batch.weight_Q > 0)
-    right_Q = batch.cell_QK.gather(1, batch.answer_Q.clamp(min=0)[:, None])[:, 0]
+    answer_Q1 = batch.answer_Q.clamp(min=0)[:, None]
+    has_pair_Q = batch.filled_QK.gather(1, answer_Q1)[:, 0] > 0
+    known_Q = (batch.answer_Q >= 0) & (batch.weight_Q > 0) & has_pair_Q
+    right_Q = batch.cell_QK.gather(1, answer_Q1)[:, 0]
     query_Q, picture_Q = right_Q // pictures, right_Q % pictures
     right_VI = torch.zeros_like(logits_VI, dtype=torch.bool)
     right_VI[query_Q[known_Q], picture_Q[known_Q]] = True

@@ -40,12 +40,14 @@ def fit_temperature(logits_QK: Floats, answer_Q: Ints) -> float:
     """The temperature of least negative log-likelihood, between `COLDEST` and `HOTTEST`.
 
     The likelihood is concave in 1/t, so its slope has one zero, found by bisection of log(1/t).
-    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks".
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks". A right option that got no
+    logit, as `problem_picture=reference` leaves some, says nothing about the temperature.
 
     Raises:
         ClipstemError: without a question whose answer is known.
     """
-    known_Q = answer_Q >= 0
+    lowest = np.finfo(np.float32).min
+    known_Q = (answer_Q >= 0) & (logits_QK[np.arange(len(answer_Q)), answer_Q] > lowest)
     if not known_Q.any():
         raise ClipstemError("no question has a known answer: a temperature cannot be fitted")
     logits_QK, answer_Q = logits_QK[known_Q].astype(np.float64), answer_Q[known_Q]

@@ -113,7 +113,11 @@ def collate(
     """Make a batch: distinct pictures decoded once, distinct texts packed once.
 
     `decode` gives a picture's uint8 pixels [H, W, C]; None in `questions` is an empty place.
+
+    Raises:
+        ClipstemError: naming the question, if a picture does not decode or there is none.
     """
+    ids = tuple(question.id if question else "" for question in questions)
     pictures: _Distinct[str] = _Distinct()
     texts: _Distinct[tuple[int, ...]] = _Distinct()
     queries: _Distinct[tuple[int, int]] = _Distinct()
@@ -122,10 +126,13 @@ def collate(
     cells: list[list[tuple[int, int]]] = []
     truncated: list[int] = []
 
-    def picture_number(picture: Picture) -> int:
+    def picture_number(picture: Picture, id: str) -> int:
         number = pictures.number(picture.sha256)
         if number == len(pixels):
-            pixels.append(decode(picture))
+            try:
+                pixels.append(decode(picture))
+            except ClipstemError as error:
+                raise ClipstemError(f"question '{id}': a picture {error}") from error
         return number
 
     def text_number(text: JoinedText) -> int:
@@ -134,21 +141,21 @@ def collate(
             joined.append(text)
         return number
 
-    for question in questions:
+    for id, question in zip(ids, questions, strict=True):
         pairs = render(question, problem_picture) if question else []
         own = join(pairs[0].question, [pair.option for pair in pairs], tokenizer) if pairs else []
         truncated.append(max((text.truncated for text in own), default=0))
         row = []
         for pair, text in zip(pairs, own, strict=True):
-            context = EMPTY if pair.context is None else picture_number(pair.context)
+            context = EMPTY if pair.context is None else picture_number(pair.context, id)
             query = queries.number((text_number(text), context))
-            row.append((query, picture_number(pair.picture)))
+            row.append((query, picture_number(pair.picture, id)))
         cells.append(row)
 
     text_of_V, picture_of_V = np.array([*queries], np.int64).reshape(-1, 2).T
     cell_QK, filled_QK = _cells(questions, cells, pictures=len(pixels))
     return PairBatch(
-        ids=tuple(question.id if question else "" for question in questions),
+        ids=ids,
         pixels_IHWC=np.stack(pixels) if pixels else np.zeros((0, 1, 1, 3), np.uint8),
         texts=pack(joined),
         text_of_V=text_of_V,

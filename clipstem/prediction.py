@@ -106,31 +106,46 @@ def read(path: Path) -> Predictions:
     """Read a predictions file.
 
     Raises:
-        ClipstemError: if it is missing, is no parquet file, or lacks a column.
+        ClipstemError: if it is missing, is no parquet file, or a column is missing or wrong.
     """
     if not path.is_file():
         raise ClipstemError(f"{path}: there is no such predictions file")
     try:
         table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise ClipstemError(f"{path}: is not a predictions file: {error}") from error
     if missing := [name for name in COLUMNS if name not in table.column_names]:
         raise ClipstemError(
             f"{path}: is not a predictions file: it lacks the columns {', '.join(missing)}"
         )
+    typed = {name: _typed(table[name], name, path) for name in COLUMNS}
     columns = {
-        name: table[name].to_pylist() for name in COLUMNS if name not in ("probs", "logits")
+        name: column.to_pylist()
+        for name, column in typed.items()
+        if name not in ("probs", "logits")
     }
     num_options_Q = np.asarray(columns["num_options"], np.int64)
     del columns["choice"]
     return Predictions(
         columns=columns,
-        probs_QK=_padded(table["probs"], num_options_Q, path, 0.0, np.float64),
+        probs_QK=_padded(typed["probs"], num_options_Q, path, 0.0, np.float64),
         logits_QK=_padded(
-            table["logits"], num_options_Q, path, float(np.finfo(np.float32).min), np.float32
+            typed["logits"], num_options_Q, path, float(np.finfo(np.float32).min), np.float32
         ),
         provenance=json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}")),
     )
+
+
+def _typed(column: pa.ChunkedArray, name: str, path: Path) -> pa.ChunkedArray:
+    """The column in the type that `COLUMNS` gives it, without gaps."""
+    try:
+        typed = column.cast(COLUMNS[name])
+    except pa.ArrowException:
+        typed = None
+    if typed is None or typed.null_count:
+        found = f"{column.type} with {column.null_count} nulls"
+        raise ClipstemError(f"{path}: column '{name}' is {found}; expected {COLUMNS[name]}")
+    return typed
 
 
 def _options_QK(num_options_Q: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -109,7 +110,7 @@ def finished(folder: Path) -> Run:
 def environment() -> dict[str, Any]:
     """What the results may depend on besides the config: code, versions and machine."""
     return {
-        "command": " ".join(sys.argv),
+        "command": f"python -m clipstem.{Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}",
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": _commit(),
         "python": platform.python_version(),

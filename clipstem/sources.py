@@ -147,7 +147,7 @@ class StemSource:
         files = sorted(self.folder.rglob("*.parquet"), key=lambda file: (file.name, str(file)))
         if not files:
             raise ClipstemError(
-                f"path: no parquet file is under '{self.folder}'; expected files named "
+                f"conf key 'path': no parquet file is under '{self.folder}'; expected files named "
                 "train-….parquet, valid-….parquet, test-….parquet"
             )
         return files
@@ -264,21 +264,21 @@ def stem_source(path: str) -> StemSource:
         return StemSource(Path(path))
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path):
         raise ClipstemError(
-            f"path: there is no folder '{path}'; expected a folder of parquet files or "
+            f"conf key 'path': there is no folder '{path}'; expected a folder of parquet files or "
             "a Hub data set owner/name"
         )
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise ClipstemError(
-            f"path: there is no folder '{path}', and fetching it from the Hub needs "
+            f"conf key 'path': there is no folder '{path}', and fetching it from the Hub needs "
             "huggingface_hub; pip install huggingface_hub"
         ) from None
     try:
         folder = snapshot_download(path, repo_type="dataset", allow_patterns="*.parquet")
     except Exception as error:  # the Hub's client raises many kinds, and they change
         raise ClipstemError(
-            f"path: there is no folder '{path}', and the Hub's data set could not be fetched "
-            f"({one_line(error)})"
+            f"conf key 'path': there is no folder '{path}', and the Hub's data set "
+            f"could not be fetched ({one_line(error)})"
         ) from None
     return StemSource(Path(folder))

@@ -10,14 +10,13 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from clipstem import console, loader, run, shards, towers
 from clipstem.config import ModelConfig, TrainConfig, verb
-from clipstem.learner import CsvLog, EvaluateOnTune, Learner
+from clipstem.learner import Bar, CsvLog, EvaluateOnTune, Learner
 from clipstem.metrics import summarize
 from clipstem.question import ClipstemError
 from clipstem.run import Run
@@ -116,14 +115,14 @@ def _fit(
         accelerator="gpu" if on_cuda else "cpu",
         devices=1,
         precision="bf16-mixed" if uses_bf16(scorer.device, config.trainer.precision) else "32-true",
+        max_epochs=1,  # one pass over the run's batches, however many epochs of questions they are
         max_steps=len(order_SN),
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.optimizer.clip_norm,
         logger=[TensorBoardLogger(made.folder, name="", version="tensorboard"), CsvLog(made.metrics)],
         callbacks=[
             EvaluateOnTune(made, config, dataset, scorer),
-            LearningRateMonitor("step"),
-            RichProgressBar(),
+            Bar(),
         ],
         log_every_n_steps=10,
         enable_checkpointing=False,
@@ -135,6 +134,7 @@ def _fit(
         # One process reads ahead of the model on purpose, and the loader is resumed by `start`.
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+        warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning's own
         trainer.fit(
             Learner(scorer.model, config, len(order_SN)), data, ckpt_path=checkpoint, weights_only=True
         )

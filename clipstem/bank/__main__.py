@@ -21,7 +21,9 @@ def write_bank(config: BankConfig) -> int:
     splits = bank_splits(config.skills, config.questions_per_skill, config.seed)
     files = bank_files(splits, config.rows_per_file)
     if not files:
-        raise ClipstemError("questions_per_skill: asks for no question; expected 1 or more")
+        raise ClipstemError(
+            "conf key 'questions_per_skill': asks for no question; expected 1 or more"
+        )
     with new_folder(Path(config.out)) as folder, Workers(config.workers) as workers:
         (folder / "data").mkdir()
         return sum(workers.map(partial(write_bank_file, folder / "data"), files))

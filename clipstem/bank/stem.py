@@ -67,7 +67,7 @@ def bank_splits(
         if name not in SKILLS:
             near = difflib.get_close_matches(name, SKILLS, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else f"; it has {', '.join(SKILLS)}"
-            raise ClipstemError(f"skills: the bank has no '{name}'{hint}")
+            raise ClipstemError(f"conf key 'skills': the bank has no '{name}'{hint}")
     names = tuple(dict.fromkeys(skills)) or tuple(SKILLS)
     splits = [split for split in FIRST_INDEX if questions_per_skill.get(split)]
     return [BankSplit(split, names, questions_per_skill[split], seed) for split in splits]

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from omegaconf import OmegaConf
+from oracle import oracle_of_folder
+from safetensors.torch import load_file
+from torch import Tensor
+
+from clipstem import loader, prediction, scorer, shards, towers
+from clipstem.config import ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig, model_config
+from clipstem.learner import Learner, adamw, rate_factor
+from clipstem.pairs import PairBatch
+from clipstem.question import ClipstemError
+from clipstem.train import train, training_order
+
+
+def tiny_vit(data: Path, out: Path, **settings: Any) -> TrainConfig:
+    """A training of a few steps, different in nothing but size from a real one."""
+    given: dict[str, Any] = {
+        "steps": 6,
+        "batch_size": 12,
+        "eval_every_steps": 2,
+        "optimizer": OptimizerConfig(lr=1e-3),
+        "trainer": TrainerConfig(device="cpu", workers=0),
+    }
+    return TrainConfig(
+        data=str(data), out=str(out), model=model_config("tiny_vit"), **{**given, **settings}
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(drawn_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    out = tmp_path_factory.mktemp("train") / "run"
+    train(tiny_vit(drawn_data, out))
+    return out
+
+
+def test_a_run_leaves_what_its_folder_promises(finished: Path) -> None:
+    names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    assert {
+        "config.yaml",
+        "run.json",
+        "metrics.csv",
+        "checkpoints/last.ckpt",
+        "weights/open_clip_config.json",
+        "weights/open_clip_model.safetensors",
+        "predictions/valid.parquet",
+        "DONE",
+    } <= names
+    assert any(name.startswith("tensorboard/events") for name in names)
+
+
+def test_a_run_records_how_it_was_made(finished: Path, drawn_data: Path) -> None:
+    facts = json.loads((finished / "run.json").read_text())
+    assert facts["seed"] == 0 and facts["model"] == "tiny_vit"
+    assert facts["data_sha256"] == shards.open_dataset(str(drawn_data)).manifest.data_sha256
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["temperature"] > 0
+    assert OmegaConf.load(finished / "config.yaml")["steps"] == 6
+
+
+def test_metrics_have_a_row_for_each_evaluation(finished: Path) -> None:
+    with (finished / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows if row["tune_macro"]] == ["2", "4", "6"]
+
+
+def test_predictions_for_valid_are_what_the_saved_weights_give(
+    finished: Path, drawn_data: Path
+) -> None:
+    written = prediction.read(finished / "predictions" / "valid.parquet")
+    again = scorer.of_run(finished, TrainerConfig(device="cpu", workers=0)).predict(
+        shards.open_dataset(str(drawn_data)), "valid", 5
+    )
+    assert written.columns["id"] == again.columns["id"]
+    np.testing.assert_allclose(written.probs_QK, again.probs_QK, atol=1e-5)
+    assert written.provenance["weights_sha256"] == again.provenance["weights_sha256"]
+    assert written.provenance["temperature"] == again.provenance["temperature"] != 1.0
+
+
+def test_weights_open_in_open_clip_after_the_folder_moved(finished: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(finished / "weights", tmp_path / "elsewhere")
+    name = f"local-dir:{moved}"
+    model, transform = open_clip.create_model_from_pretrained(name)
+    theirs = open_clip.get_tokenizer(name)
+    ours = towers.create(ModelConfig(name=f"local-dir:{finished / 'weights'}")).eval()
+    text = "Which shape is it? a triangle"
+    assert tuple(theirs(text)[0, 1:8].tolist()) == (*ours.tokenizer.encode(text)[:7],)
+    assert theirs.context_length == ours.tokenizer.context_length == 77
+    pixels = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    scaled = (pixels.permute(0, 3, 1, 2).float() / 255 - ours.mean_C[:, None, None]) / ours.std_C[
+        :, None, None
+    ]
+    with torch.inference_mode():
+        embedded = model.eval().encode_image(scaled, normalize=True)
+        torch.testing.assert_close(ours.encode_pictures(pixels), embedded, atol=1e-6, rtol=0)
+    normalize = transform.transforms[-1]
+    assert tuple(normalize.mean) == ours.spec.mean and tuple(normalize.std) == ours.spec.std
+
+
+def test_a_run_scores_as_the_oracle_does(finished: Path, drawn_data: Path) -> None:
+    oracle = oracle_of_folder(str(finished / "weights"))
+    dataset = shards.open_dataset(str(drawn_data))
+    ours = scorer.of_run(finished, TrainerConfig(device="cpu", workers=0))
+    ours.temperature = 1.0
+    found = ours.predict(dataset, "valid", 8)
+    for place, question in enumerate(dataset.read("valid", range(len(found)))):
+        expected = oracle.probabilities(question)
+        np.testing.assert_allclose(found.probs_QK[place, : len(expected)], expected, atol=1e-5)
+
+
+def weights_of(run: Path) -> dict[str, Tensor]:
+    return load_file(run / "weights" / "open_clip_model.safetensors")
+
+
+def test_a_resumed_run_is_bit_identical_to_one_that_was_not_stopped(
+    finished: Path, drawn_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step_of = Learner.training_step
+
+    def stop_at_step_5(self: Learner, batch: PairBatch, number: int) -> Tensor:
+        if self.global_step == 5:
+            raise ConnectionError("the power fails")
+        return step_of(self, batch, number)
+
+    config = tiny_vit(drawn_data, tmp_path / "run")
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, "training_step", stop_at_step_5)
+        with pytest.raises(ConnectionError):
+            train(config)
+    assert not (tmp_path / "run" / "DONE").exists()
+    train(tiny_vit(drawn_data, tmp_path / "run", resume=True))
+    for name, value in weights_of(finished).items():
+        assert torch.equal(value, weights_of(tmp_path / "run")[name]), name
+
+
+def test_accumulating_gives_the_gradient_of_the_whole_batch(
+    drawn_data: Path, tmp_path: Path
+) -> None:
+    whole = tiny_vit(drawn_data, tmp_path / "whole", contrast_weight=0.0, steps=2)
+    parts = tiny_vit(drawn_data, tmp_path / "parts", contrast_weight=0.0, steps=2, accumulate=3)
+    expected, found = weights_of(train(whole).folder), weights_of(train(parts).folder)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=2e-5, rtol=0, msg=name)
+
+
+def test_the_order_is_every_question_once_an_epoch(drawn_data: Path, tmp_path: Path) -> None:
+    dataset = shards.open_dataset(str(drawn_data))
+    size = dataset.size("train")
+    config = tiny_vit(drawn_data, tmp_path, steps=None, epochs=2)
+    order_SN = training_order(dataset, config)
+    first, second = np.split(order_SN, 2)
+    for epoch in (first, second):
+        assert sorted(epoch[epoch != loader.NOBODY]) == list(range(size))
+    assert not np.array_equal(first, second)
+
+
+def test_early_stop_ends_a_run_that_does_not_improve(
+    drawn_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    still = tiny_vit(
+        drawn_data, tmp_path / "run", patience=1, steps=50, optimizer=OptimizerConfig(lr=1e-12)
+    )
+    train(still)
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    assert max(steps) == 4  # the first evaluation is the best, the second does not better it
+
+
+def test_train_never_reads_valid_or_test_before_it_is_over(
+    drawn_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    whole = shards.Dataset.read
+
+    def spy(self: shards.Dataset, split: str, indices: Any) -> Any:
+        read.append(split)
+        return whole(self, split, indices)
+
+    monkeypatch.setattr(shards.Dataset, "read", spy)
+    train(tiny_vit(drawn_data, tmp_path / "run", steps=2))
+    first_valid = read.index("valid")
+    assert set(read[:first_valid]) == {"train", "tune"}
+    assert set(read[first_valid:]) == {"valid"}
+
+
+def test_norms_biases_scale_and_positions_are_not_decayed() -> None:
+    model = towers.create(model_config("tiny"))
+    decayed, kept = adamw(model, OptimizerConfig()).param_groups
+    names = {id(value): name for name, value in model.model.named_parameters()}
+    spared = {names[id(value)] for value in kept["params"]}
+    assert kept["weight_decay"] == 0 and decayed["weight_decay"] == 0.05
+    assert {"logit_scale", "positional_embedding", "ln_final.weight", "visual.bn1.bias"} <= spared
+    assert not any(name.endswith("c_fc.weight") for name in spared)
+    assert len(decayed["params"]) + len(kept["params"]) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("step", "factor"), [(0, 0.2), (4, 1.0), (5, 1.0), (52, 0.5082), (99, 0.0003)]
+)
+def test_the_rate_warms_up_and_falls_as_a_cosine(step: int, factor: float) -> None:
+    config = OptimizerConfig(warmup_fraction=0.05)
+    assert rate_factor(step, 100, config) == pytest.approx(factor, abs=1e-4)
+
+
+def test_the_logit_scale_is_clamped(drawn_data: Path, tmp_path: Path) -> None:
+    eager = tiny_vit(drawn_data, tmp_path / "run", optimizer=OptimizerConfig(lr=1.0), steps=3)
+    train(eager)
+    assert float(weights_of(tmp_path / "run")["logit_scale"]) <= np.log(100) + 1e-6
+
+
+def test_a_finished_run_is_not_overwritten(finished: Path, drawn_data: Path) -> None:
+    with pytest.raises(ClipstemError, match="this run is finished; choose another out="):
+        train(tiny_vit(drawn_data, finished))
+
+
+def test_training_wants_questions_with_answers(drawn_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ClipstemError, match="is no manifest|no prepared data|there is no"):
+        train(tiny_vit(tmp_path / "nowhere", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
