@@ -45,21 +45,28 @@ class Learner(L.LightningModule):
         self.steps = steps
 
     def training_step(self, batch: PairBatch, number: int) -> Tensor:
+        terms = self.terms(batch)
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        # "step" tells Lightning which step the values belong to: optimiser steps, counted from 1.
+        step = float(self.global_step + 1)
+        self.log_dict({**terms, "lr": rate, "step": step}, batch_size=1)
+        return terms["listwise"] + self.config.contrast_weight * terms["contrast"]
+
+    def terms(self, batch: PairBatch) -> dict[str, Tensor]:
+        """The part's share of each loss, of the accuracy, and the logit scale."""
         image_ID, text_UD = self.towers.embed(batch)
         # Only the towers run in bf16: cosines, softmax and losses need fp32.
         with torch.autocast(self.device.type, enabled=False):
             cosine_VI = pairs.cosines(batch, image_ID, text_UD)
             scale = self.towers.scale.float()
             logits_QK = pairs.score(batch, cosine_VI, scale)
-            listwise = self._mean(loss.listwise(logits_QK, batch.answer_Q), batch)
-            contrast = self._mean(loss.in_batch_contrast(scale * cosine_VI, batch), batch)
-        right = self._mean((logits_QK.argmax(dim=1) == batch.answer_Q).float(), batch)
-        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        logged = {"listwise": listwise, "contrast": contrast, "accuracy": right, "scale": scale}
-        # "step" tells Lightning which step the values belong to: optimiser steps, counted from 1.
-        step = float(self.global_step + 1)
-        self.log_dict({**logged, "lr": rate, "step": step}, batch_size=1)
-        return listwise + self.config.contrast_weight * contrast
+            listwise_Q = loss.listwise(logits_QK, batch.answer_Q)
+            contrast_Q = loss.in_batch_contrast(scale * cosine_VI, batch)
+        right_Q = (logits_QK.argmax(dim=1) == batch.answer_Q).float()
+        means = {"listwise": listwise_Q, "contrast": contrast_Q, "accuracy": right_Q}
+        return {name: self._mean(value_Q, batch) for name, value_Q in means.items()} | {
+            "scale": scale
+        }
 
     def _mean(self, value_Q: Tensor, batch: PairBatch) -> Tensor:
         """The part's share of the mean over the global batch.

@@ -124,7 +124,7 @@ def _fit(
             EvaluateOnTune(made, config, dataset, scorer),
             Bar(),
         ],
-        log_every_n_steps=10,
+        log_every_n_steps=min(10, len(order_SN)),
         enable_checkpointing=False,
         enable_model_summary=False,
     )

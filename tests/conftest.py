@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from clipstem.config import PrepareConfig, Source
+from clipstem.prepare import prepare
+
+DRAWN_SKILLS = ["weather", "count-the-legs", "mixing-screen-lights", "name-the-shape"]
+
+
+@pytest.fixture(scope="session")
+def drawn_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small prepared data set with all three kinds of question."""
+    out = tmp_path_factory.mktemp("drawn") / "data"
+    counts = {"train": 20, "valid": 10, "test": 5}
+    config = PrepareConfig(
+        out=str(out), skills=DRAWN_SKILLS, questions_per_skill=counts, workers=1, tune_fraction=0.1
+    )
+    prepare(config)
+    return out
+
+
+@pytest.fixture(scope="session")
+def realset() -> Path:
+    """The folder of real questions in STEM's schema."""
+    if not (folder := os.environ.get("CLIPSTEM_REALSET")):
+        pytest.skip("CLIPSTEM_REALSET names no folder of questions in STEM's schema")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def mixed_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty questions or more for validation, 20 of each kind: real ones where they are at hand."""
+    out = tmp_path_factory.mktemp("mixed") / "data"
+    if folder := os.environ.get("CLIPSTEM_REALSET"):
+        prepare(PrepareConfig(out=str(out), source=Source.stem, path=folder, workers=1))
+        return out
+    counts = {"valid": 20}
+    prepare(PrepareConfig(out=str(out), skills=DRAWN_SKILLS, questions_per_skill=counts, workers=1))
+    return out

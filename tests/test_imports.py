@@ -1,0 +1,86 @@
+"""Imports point one way, and the light half needs no torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "clipstem"
+
+ROWS = (
+    ("question",),
+    ("atomic", "config", "splits", "workers", "bank.skill"),
+    ("prediction", "run", "bank.canvas"),
+    ("bank.science", "bank.technology", "bank.engineering", "bank.math"),
+    ("bank",),
+    ("bank.stem",),
+    ("storage", "images", "metrics"),
+    ("shards", "console", "sources", "tokens"),
+    ("jsonl", "packing"),
+    ("spool", "pairs"),
+    ("towers", "loss", "loader"),
+    ("scorer",),
+    ("learner",),
+    ("prepare", "train", "predict", "bank.__main__"),
+)
+"""From the bottom up: a module imports from rows below its own, never from its own or above."""
+
+LIGHT = ("prepare", "bank", "bank.__main__", "prediction", "metrics", "shards", "pairs", "packing")
+
+ONLY_IN = {"open_clip": {"towers"}, "webdataset": {"shards"}}
+
+
+def module_of(path: Path) -> str:
+    name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    return name.removesuffix(".__init__") if name != "__init__" else ""
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, at its top or inside a function."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+MODULES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py")) if module_of(path)}
+
+
+def test_every_module_has_its_row() -> None:
+    assert sorted(name for row in ROWS for name in row) == sorted(MODULES)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_only_from_rows_below(name: str) -> None:
+    row_of = {module: place for place, row in enumerate(ROWS) for module in row}
+    ours = {
+        found.removeprefix("clipstem.")
+        for found in imports(MODULES[name])
+        if found.startswith("clipstem.")
+    }
+    wrong = [module for module in ours if module in row_of and row_of[module] >= row_of[name]]
+    assert not wrong, f"{name} imports {wrong}, which are not below it"
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_a_library_is_imported_in_one_place(library: str) -> None:
+    users = {
+        name
+        for name, path in MODULES.items()
+        if any(found.split(".")[0] == library for found in imports(path))
+    }
+    assert users == ONLY_IN[library]
+
+
+def test_the_light_half_imports_no_torch() -> None:
+    lines = [f"import clipstem.{name}" for name in LIGHT]
+    code = "\n".join([*lines, "import sys; assert 'torch' not in sys.modules"])
+    subprocess.run([sys.executable, "-c", code], check=True)

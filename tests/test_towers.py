@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+from clipstem import towers
+from clipstem.config import ModelConfig, PictureFit, model_config
+from clipstem.packing import PackedTexts, pack
+from clipstem.question import ClipstemError
+from clipstem.tokens import JoinedText, join
+from clipstem.towers import ClipTokenizer, Towers
+
+QUESTION = "Which of these is true of the picture, if one looks at it for long enough?"
+OPTIONS = ["a", "the second and much longer one, with a comma", "", "word " * 90, "third"]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Towers:
+    return towers.create(model_config("tiny_vit")).eval()
+
+
+def as_tensors(packed: PackedTexts) -> PackedTexts:
+    return PackedTexts(**{name: torch.from_numpy(value) for name, value in vars(packed).items()})
+
+
+def full_rows(texts: list[JoinedText], context: int) -> torch.Tensor:
+    rows = torch.zeros(len(texts), context, dtype=torch.long)
+    for row, text in zip(rows, texts, strict=True):
+        row[: len(text.tokens)] = torch.tensor(text.tokens)
+    return rows
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_vit"])
+def test_packed_texts_equal_open_clips_full_length_rows(name: str) -> None:
+    ours = towers.create(model_config(name)).eval()
+    texts = join(QUESTION, OPTIONS, ours.tokenizer) + join("Another one?", ["x"], ours.tokenizer)
+    with torch.inference_mode():
+        packed = ours.encode_texts(as_tensors(pack(texts)))
+        full = ours.model.encode_text(full_rows(texts, 77), normalize=True)
+    torch.testing.assert_close(packed, full, atol=1e-6, rtol=0)
+
+
+def test_packed_texts_have_open_clips_gradients(tiny: Towers) -> None:
+    texts = join(QUESTION, OPTIONS[:3], tiny.tokenizer)
+    probe = torch.randn(len(texts), 192, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for embedded in (
+        tiny.encode_texts(as_tensors(pack(texts))),
+        tiny.model.encode_text(full_rows(texts, 77), normalize=True),
+    ):
+        tiny.zero_grad()
+        (embedded * probe).sum().backward()
+        gradients.append({n: p.grad for n, p in tiny.model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[1].items():
+        torch.testing.assert_close(gradients[0][name], gradient, atol=2e-5, rtol=1e-4, msg=name)
+
+
+def test_custom_text_clip_is_packed_as_well() -> None:
+    cfg = model_config("tiny_vit").architecture
+    model = open_clip.model.CustomTextCLIP(**cfg).eval()
+    tokenizer = ClipTokenizer(open_clip.SimpleTokenizer())
+    spec = towers.create(model_config("tiny_vit")).spec
+    ours = Towers(model, cfg, spec, tokenizer)
+    texts = join(QUESTION, OPTIONS, tokenizer)
+    with torch.inference_mode():
+        packed = ours.encode_texts(as_tensors(pack(texts)))
+        full = model.encode_text(full_rows(texts, 77), normalize=True)
+    torch.testing.assert_close(packed, full, atol=1e-6, rtol=0)
+
+
+def test_our_token_ids_are_open_clips(tiny: Towers) -> None:
+    text = "What's the NAME of this  shape? 12 &amp; café"
+    expected = open_clip.get_tokenizer("ViT-B-32")(text)[0]
+    ids = (tiny.tokenizer.start, *tiny.tokenizer.encode(text), tiny.tokenizer.end)
+    assert expected[: len(ids)].tolist() == list(ids)
+    assert not expected[len(ids) :].any()
+
+
+def test_a_saved_model_comes_back_the_same(tiny: Towers, tmp_path: Path) -> None:
+    tiny.save(tmp_path)
+    again = towers.create(ModelConfig(name=f"local-dir:{tmp_path}"))
+    assert again.weights_sha256() == tiny.weights_sha256()
+    assert again.spec == tiny.spec
+    assert again.model_cfg == tiny.model_cfg
+
+
+def test_the_weights_hash_sees_a_single_bit(tiny: Towers) -> None:
+    before = tiny.weights_sha256()
+    with torch.no_grad():
+        tiny.model.visual.proj.view(-1)[0] += 1e-6
+        changed = tiny.weights_sha256()
+        tiny.model.visual.proj.view(-1)[0] -= 1e-6
+    assert changed != before
+
+
+def test_drawn_weights_depend_on_the_seed_alone() -> None:
+    hashes = [towers.create(model_config("tiny"), seed).weights_sha256() for seed in (1, 1, 2)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_the_pictures_fit_is_stored_with_the_weights(tmp_path: Path) -> None:
+    config = model_config("tiny")
+    config.picture_fit = PictureFit.pad
+    towers.create(config).save(tmp_path)
+    assert towers.create(ModelConfig(name=f"local-dir:{tmp_path}")).spec.fit is PictureFit.pad
+    theirs = open_clip.get_model_preprocess_cfg(open_clip.create_model(f"local-dir:{tmp_path}"))
+    assert theirs["resize_mode"] == "longest"
+
+
+def test_another_image_size_travels_with_the_weights(tmp_path: Path) -> None:
+    config = ModelConfig(name="ViT-S-32-alt", image_size=96)
+    towers.create(config).save(tmp_path)
+    again = towers.create(ModelConfig(name=f"local-dir:{tmp_path}"))
+    assert again.spec.size == 96
+    pixels = torch.zeros(1, 96, 96, 3, dtype=torch.uint8)
+    assert again.eval().encode_pictures(pixels).shape == (1, 256)
+
+
+def test_pixels_are_normalised_as_the_transform_does(tiny: Towers) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+    scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    scaled = (scaled - tiny.mean_C[:, None, None]) / tiny.std_C[:, None, None]
+    with torch.inference_mode():
+        expected = tiny.model.encode_image(scaled, normalize=True)
+        found = tiny.encode_pictures(torch.from_numpy(pixels))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ModelConfig(name="ViT-B-23"), "'ViT-B-23' is no open_clip model; did you mean 'ViT-B-32'"),
+        (ModelConfig(name="local-dir:nowhere"), "'local-dir:nowhere' cannot be opened"),
+        (
+            ModelConfig(name="ViT-B-32", pretrained="no-such-tag"),
+            "'model.pretrained': 'no-such-tag' for ViT-B-32 cannot be had.*one of these tags.*openai",
+        ),
+        (ModelConfig(name="ViT-B-16-SigLIP"), "is not a causal CLIP transformer"),
+        (ModelConfig(architecture={"embed_dim": 8}), "'model.architecture' is no open_clip model"),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_named(config: ModelConfig, message: str) -> None:
+    with pytest.raises(ClipstemError, match=message):
+        towers.create(config)
