@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from clipstem.question import SPLITS, ClipstemError, ProblemPicture
 
@@ -151,7 +151,7 @@ class PredictConfig:
     problem_picture: ProblemPicture | None = None
     """What the problem's picture does where the options are pictures; null: as in training."""
     temperature: float | None = None
-    """Divides the logits; null takes the run's, or for `model=` fits it on `tune` if it is there."""
+    """Divides the logits; null takes the run's, or for `model=` fits it on `tune` if there."""
     batch_size: int = 32
     """Questions scored together; changes the speed, never the answers."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -341,7 +341,9 @@ def conf_folder() -> Path:
     raise ClipstemError(f"the configuration files are neither in {package} nor beside it")
 
 
-def verb(name: str, schema: type[Config]) -> Callable[[Callable[[Config], None]], Callable[[], None]]:
+def verb(
+    name: str, schema: type[Config]
+) -> Callable[[Callable[[Config], None]], Callable[[], None]]:
     """Make a function of a config dataclass a command: Hydra outside, plain dataclasses inside.
 
     A user's mistake prints one line and exits with 2; Hydra's own composition errors exit with 1.
@@ -397,21 +399,17 @@ def to_dataclass(schema: type[Config], raw: DictConfig) -> Config:
     Raises:
         ClipstemError: for an unknown key, a missing value, or one of the wrong type.
     """
+    if missing := sorted(OmegaConf.missing_keys(raw)):
+        raise ClipstemError(f"conf key '{missing[0]}' is missing; give {missing[0]}=<value>")
     try:
         checked = OmegaConf.merge(
             OmegaConf.structured(schema), OmegaConf.to_container(raw, resolve=True)
         )
         config = OmegaConf.to_object(checked)
-    except MissingMandatoryValue as error:
-        raise ClipstemError(
-            f"conf key '{error.full_key}' is missing; give {error.full_key}=<value>"
-        ) from error
     except ConfigKeyError as error:
         raise ClipstemError(_unknown(schema, str(error.full_key))) from error
     except OmegaConfBaseException as error:
-        raise ClipstemError(
-            f"conf key '{error.full_key}': {str(error).splitlines()[0]}"
-        ) from error
+        raise ClipstemError(f"conf key '{error.full_key}': {str(error).splitlines()[0]}") from error
     assert isinstance(config, schema)
     return config
 

@@ -94,12 +94,13 @@ class PictureSpec:
         sides = cfg["size"] if isinstance(cfg["size"], Sequence) else (cfg["size"],)
         if len(set(sides)) != 1:
             raise ClipstemError(f"the model's pictures are {sides} px; expected a square")
-        given = {name: cfg[name] for name in ("interpolation", "mean", "std") if name in cfg}
         return cls(
             size=int(sides[0]),
             fit=_FIT_OF_RESIZE_MODE[cfg.get("resize_mode", "shortest")],
             fill=int(cfg.get("fill_color", 0)),
-            **{name: tuple(v) if name != "interpolation" else v for name, v in given.items()},
+            interpolation=cfg.get("interpolation", cls.interpolation),
+            mean=tuple(cfg.get("mean", cls.mean)),
+            std=tuple(cfg.get("std", cls.std)),
         )
 
     def open_clip(self) -> dict[str, Any]:

@@ -99,7 +99,8 @@ class Learner(L.LightningModule):
 def adamw(towers: Towers, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW; vectors, scalars and position embeddings are not decayed."""
     spared = towers.model.no_weight_decay()
-    decayed, kept = [], []
+    decayed: list[Tensor] = []
+    kept: list[Tensor] = []
     for name, parameter in towers.model.named_parameters():
         if parameter.requires_grad:
             (kept if parameter.ndim < 2 or name in spared else decayed).append(parameter)
@@ -141,7 +142,12 @@ class EvaluateOnTune(L.Callback):
         self.best_macro, self.waited = state_dict["best_macro"], state_dict["waited"]
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, number: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        number: int,
     ) -> None:
         step = trainer.global_step
         is_last = step == trainer.max_steps
@@ -190,7 +196,7 @@ class Bar(RichProgressBar):
 
 
 class CsvLog(Logger):
-    """`metrics.csv`: one row for each logged step, appended, so that a resumed run keeps its rows."""
+    """`metrics.csv`: a row for each logged step, appended, so that a resumed run keeps its rows."""
 
     COLUMNS = (
         *("step", "listwise", "contrast", "accuracy", "scale", "lr"),
@@ -216,7 +222,9 @@ class CsvLog(Logger):
             writer = csv.DictWriter(file, self.COLUMNS)
             if is_new:
                 writer.writeheader()
-            writer.writerow({**{name: metrics[name] for name in metrics if name != "epoch"}, "step": step})
+            writer.writerow(
+                {**{name: metrics[name] for name in metrics if name != "epoch"}, "step": step}
+            )
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any) -> None:
         """Nothing: `config.yaml` has them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,7 +85,9 @@ class _Loader(DataLoader[PairBatch]):
             raise ClipstemError(str(error).rpartition("ClipstemError: ")[2].strip()) from None
 
 
-def load(batches: Batches, workers: int, start: int = 0, pin: bool = False) -> DataLoader[PairBatch]:
+def load(
+    batches: Batches, workers: int, start: int = 0, pin: bool = False
+) -> DataLoader[PairBatch]:
     """The batches in order, from number `start` on, made by `workers` processes."""
     return _Loader(
         batches,
@@ -97,7 +100,7 @@ def load(batches: Batches, workers: int, start: int = 0, pin: bool = False) -> D
     )
 
 
-def _as_it_is(batch: PairBatch) -> PairBatch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 

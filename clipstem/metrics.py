@@ -7,19 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipstem.question import ClipstemError
 
-Floats = NDArray[np.floating]
+Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
 COLDEST, HOTTEST = 0.01, 100.0  # between these a temperature is searched
 
 
-def probabilities(logits_QK: Floats, num_options_Q: Ints, temperature: float = 1.0) -> Floats:
+def probabilities(
+    logits_QK: Floats, num_options_Q: Ints, temperature: float = 1.0
+) -> NDArray[np.float64]:
     """softmax(logits / temperature) over each question's own options; float64, rows sum to 1."""
     logits_QK = logits_QK.astype(np.float64) / temperature
     options_QK = np.arange(logits_QK.shape[1]) < num_options_Q[:, None]

@@ -171,7 +171,7 @@ def collate(
 def _cells(
     questions: Sequence[Question | None], cells: list[list[tuple[int, int]]], pictures: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where each option's cosine stands in the flattened [V, I] matrix, and whether there is one."""
+    """Where each option's cosine stands in the flattened [V, I] matrix, and if there is one."""
     most = max((len(question.options) for question in questions if question), default=1)
     cell_QK = np.zeros((len(questions), most), np.int64)
     filled_QK = np.zeros((len(questions), most), np.float32)

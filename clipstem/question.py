@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 
 UNKNOWN_ANSWER = -1  # STEM's `test` split withholds its answers
 SPLITS = ("train", "tune", "valid", "test")
@@ -15,7 +15,7 @@ class ClipstemError(ValueError):
     """A user's mistake or bad input: one line that says what, where, and what to do."""
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """What a question shows: the one thing about a question that `pairs.render` branches on."""
 
     TEXT_OPTIONS = "text_options"  # a picture, and options that are texts

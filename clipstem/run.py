@@ -78,7 +78,9 @@ def start(folder: Path, config_yaml: str, resume: bool) -> Run:
         raise ClipstemError(f"{folder}: this run is finished; choose another out=<folder>")
     if resume:
         if not run.last_checkpoint.exists():
-            raise ClipstemError(f"{folder}: there is no checkpoint to resume from; leave resume out")
+            raise ClipstemError(
+                f"{folder}: there is no checkpoint to resume from; leave resume out"
+            )
         return run
     if folder.exists():
         raise ClipstemError(
@@ -128,7 +130,15 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """The checkout's commit, with a mark if files differ from it; None outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    git = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+    ]
     try:
         found = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

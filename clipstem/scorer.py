@@ -131,7 +131,7 @@ class Scorer:
         seconds = time.perf_counter() - started
         columns = {name: index[name].to_pylist() for name in COLUMNS if name in index.column_names}
         return Predictions(
-            columns={**columns, "truncated_tokens": truncated_Q},
+            columns={**columns, "truncated_tokens": truncated_Q.tolist()},
             probs_QK=metrics.probabilities(logits_QK, num_options_Q, self.temperature),
             logits_QK=logits_QK,
             provenance={
@@ -239,9 +239,7 @@ def device_name(device: torch.device) -> str:
 
 def uses_bf16(device: torch.device, precision: Precision) -> bool:
     """Whether the towers compute in bf16: when asked, or by `auto` on CUDA."""
-    return precision is Precision.bf16 or (
-        precision is Precision.auto and device.type == "cuda"
-    )
+    return precision is Precision.bf16 or (precision is Precision.auto and device.type == "cuda")
 
 
 def autocast(

@@ -68,6 +68,7 @@ class Towers(nn.Module):
         spec: how a picture file becomes the picture tower's input.
     """
 
+    model: Any
     mean_C: Tensor
     std_C: Tensor
 
@@ -136,7 +137,7 @@ class Towers(nn.Module):
         return digest.hexdigest()
 
 
-def _text_tower(model: nn.Module) -> Any:
+def _text_tower(model: Any) -> Any:
     """Where open_clip keeps the text tower's parts: on the model itself, or in `model.text`."""
     return model if hasattr(model, "token_embedding") else model.text
 
@@ -145,8 +146,7 @@ def _block(block: Any, x_RTW: Tensor, may_look_R1TT: Tensor) -> Tensor:
     """One residual attention block of open_clip over packed rows."""
     attention_RTW = _attention(block.attn, block.ln_1(x_RTW), may_look_R1TT)
     x_RTW = x_RTW + block.ls_1(attention_RTW)
-    mlp_RTW: Tensor = block.mlp(block.ln_2(x_RTW))
-    return x_RTW + block.ls_2(mlp_RTW)
+    return x_RTW + block.ls_2(block.mlp(block.ln_2(x_RTW)))
 
 
 def _attention(attention: nn.MultiheadAttention, x_RTW: Tensor, may_look_R1TT: Tensor) -> Tensor:
@@ -164,8 +164,7 @@ def _project(tower: Any, x_UW: Tensor) -> Tensor:
         return x_UW
     if isinstance(projection, nn.Linear):
         return projection(x_UW)
-    projected_UD: Tensor = x_UW @ projection
-    return projected_UD
+    return x_UW @ projection
 
 
 def create(config: ModelConfig, seed: int = 0) -> Towers:
@@ -180,6 +179,8 @@ def create(config: ModelConfig, seed: int = 0) -> Towers:
         torch.manual_seed(seed)
         try:
             model = _open(config)
+        except ClipstemError:
+            raise
         except (RuntimeError, ValueError, TypeError, OSError) as error:
             raise ClipstemError(_why_not(config, error)) from error
     _check_causal(model, config.name)
@@ -188,8 +189,14 @@ def create(config: ModelConfig, seed: int = 0) -> Towers:
     return Towers(model, model_cfg, spec, ClipTokenizer(_tokenizer(config, model_cfg)))
 
 
-def _open(config: ModelConfig) -> nn.Module:
+def _open(config: ModelConfig) -> Any:
     if config.architecture:
+        if config.name in open_clip.list_models():
+            raise ClipstemError(
+                f"conf key 'model.name': '{config.name}' is an open_clip model, but "
+                "'model.architecture' describes another one; use model=open_clip model.name="
+                f"{config.name}"
+            )
         return open_clip.CLIP(**copy.deepcopy(config.architecture))
     size = {} if config.image_size is None else {"force_image_size": config.image_size}
     return open_clip.create_model(
@@ -219,7 +226,7 @@ def _why_not(config: ModelConfig, error: Exception) -> str:
     )
 
 
-def _check_causal(model: nn.Module, name: str) -> None:
+def _check_causal(model: Any, name: str) -> None:
     """Packed rows are exact only where a token never looks at what follows, and END is read out."""
     tower = _text_tower(model)
     pool = getattr(model, "text_pool_type", getattr(tower, "pool_type", "none"))
@@ -261,6 +268,6 @@ def _tokenizer(config: ModelConfig, model_cfg: dict[str, Any]) -> open_clip.Simp
     return tokenizer
 
 
-def _spec(model: nn.Module, fit: PictureFit | None) -> PictureSpec:
+def _spec(model: Any, fit: PictureFit | None) -> PictureSpec:
     spec = PictureSpec.from_open_clip(open_clip.get_model_preprocess_cfg(model))
     return spec if fit is None else PictureSpec(**{**asdict(spec), "fit": fit})

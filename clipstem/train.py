@@ -43,7 +43,9 @@ def train(config: TrainConfig) -> Run:
         provenance={"run": config.out, "model": config.model.name},
     )
     # ---- the run's folder
-    made = run.start(Path(config.out), OmegaConf.to_yaml(OmegaConf.structured(config)), config.resume)
+    made = run.start(
+        Path(config.out), OmegaConf.to_yaml(OmegaConf.structured(config)), config.resume
+    )
     if not config.resume:
         made.write_facts(**run.environment(), seed=config.seed, data=config.data)
     # ---- steps
@@ -78,8 +80,8 @@ def training_order(dataset: Dataset, config: TrainConfig) -> NDArray[np.int64]:
     flags = loader.usable(dataset, "train", answered=True)
     if not flags.any():
         raise ClipstemError(
-            f"{config.data}: none of the {len(flags):,} questions of 'train' has both a picture and "
-            "an answer; there is nothing to train on"
+            f"{config.data}: none of the {len(flags):,} questions of 'train' has a picture and an "
+            "answer; there is nothing to train on"
         )
     if skipped := int((~flags).sum()):
         log.info("%d of %d questions have no picture or no answer: skipped", skipped, len(flags))
@@ -119,7 +121,10 @@ def _fit(
         max_steps=len(order_SN),
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.optimizer.clip_norm,
-        logger=[TensorBoardLogger(made.folder, name="", version="tensorboard"), CsvLog(made.metrics)],
+        logger=[
+            TensorBoardLogger(made.folder, name="", version="tensorboard"),
+            CsvLog(made.metrics),
+        ],
         callbacks=[
             EvaluateOnTune(made, config, dataset, scorer),
             Bar(),
@@ -134,9 +139,12 @@ def _fit(
         # One process reads ahead of the model on purpose, and the loader is resumed by `start`.
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
-        warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning's own
+        warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own use of torch
         trainer.fit(
-            Learner(scorer.model, config, len(order_SN)), data, ckpt_path=checkpoint, weights_only=True
+            Learner(scorer.model, config, len(order_SN)),
+            data,
+            ckpt_path=checkpoint,
+            weights_only=True,
         )
 
 

@@ -40,9 +40,9 @@ class Oracle:
             for option in question.options
             for picture in [self.picture_side(question, option)]
         ]
-        if question.picture and isinstance(question.options[0], Picture):  # the third kind
-            if problem_picture is ProblemPicture.reference:
-                logits = logits[:1]  # it keeps one candidate: whatever its score, the first wins
+        is_third_kind = question.picture is not None and isinstance(question.options[0], Picture)
+        if is_third_kind and problem_picture is ProblemPicture.reference:
+            logits = logits[:1]  # it keeps one candidate: whatever its score, the first wins
         exponentials = np.exp(np.array(logits) - max(logits))
         probabilities = exponentials / exponentials.sum()
         missing = len(question.options) - len(logits)
@@ -90,6 +90,4 @@ def oracle_of_folder(weights: str) -> Oracle:
     """The oracle for weights in open_clip's layout, opened by open_clip alone."""
     name = f"local-dir:{weights}"
     model = open_clip.create_model(name)
-    return Oracle(
-        model, open_clip.get_tokenizer(name), open_clip.get_model_preprocess_cfg(model)
-    )
+    return Oracle(model, open_clip.get_tokenizer(name), open_clip.get_model_preprocess_cfg(model))

@@ -12,7 +12,7 @@ from oracle import Oracle, oracle_of_folder
 from PIL import Image
 
 import clipstem
-from clipstem import pairs, scorer, shards
+from clipstem import metrics, pairs, scorer, shards
 from clipstem.config import ModelConfig, PrepareConfig, Source, TrainerConfig, model_config
 from clipstem.prepare import prepare
 from clipstem.question import ClipstemError, Kind, Picture, ProblemPicture, Question
@@ -50,7 +50,7 @@ def score_together(ours: Scorer, questions: Sequence[Question]) -> list[np.ndarr
     batch = pairs.collate(questions, ours.model.tokenizer, ours._decode, ours.problem_picture)
     logits_QK = ours.logits(batch.map(torch.from_numpy)).numpy()
     counts = np.array([len(question.options) for question in questions])
-    probs_QK = scorer.metrics.probabilities(logits_QK, counts, ours.temperature)
+    probs_QK = metrics.probabilities(logits_QK, counts, ours.temperature)
     return [row[:count] for row, count in zip(probs_QK, counts, strict=True)]
 
 

@@ -54,7 +54,9 @@ def test_packed_texts_have_open_clips_gradients(tiny: Towers) -> None:
     ):
         tiny.zero_grad()
         (embedded * probe).sum().backward()
-        gradients.append({n: p.grad for n, p in tiny.model.named_parameters() if p.grad is not None})
+        gradients.append(
+            {n: p.grad for n, p in tiny.model.named_parameters() if p.grad is not None}
+        )
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[1].items():
         torch.testing.assert_close(gradients[0][name], gradient, atol=2e-5, rtol=1e-4, msg=name)
@@ -138,7 +140,7 @@ def test_pixels_are_normalised_as_the_transform_does(tiny: Towers) -> None:
         (ModelConfig(name="local-dir:nowhere"), "'local-dir:nowhere' cannot be opened"),
         (
             ModelConfig(name="ViT-B-32", pretrained="no-such-tag"),
-            "'model.pretrained': 'no-such-tag' for ViT-B-32 cannot be had.*one of these tags.*openai",
+            "'model.pretrained': 'no-such-tag' for ViT-B-32 cannot be had.*these tags.*openai",
         ),
         (ModelConfig(name="ViT-B-16-SigLIP"), "is not a causal CLIP transformer"),
         (ModelConfig(architecture={"embed_dim": 8}), "'model.architecture' is no open_clip model"),

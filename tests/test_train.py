@@ -11,7 +11,6 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from omegaconf import OmegaConf
 from oracle import oracle_of_folder
 from safetensors.torch import load_file
 from torch import Tensor
@@ -67,7 +66,7 @@ def test_a_run_records_how_it_was_made(finished: Path, drawn_data: Path) -> None
     assert facts["data_sha256"] == shards.open_dataset(str(drawn_data)).manifest.data_sha256
     assert facts["versions"]["torch"] == importlib.metadata.version("torch")
     assert facts["temperature"] > 0
-    assert OmegaConf.load(finished / "config.yaml")["steps"] == 6
+    assert "\nsteps: 6\n" in (finished / "config.yaml").read_text()
 
 
 def test_metrics_have_a_row_for_each_evaluation(finished: Path) -> None:
@@ -160,9 +159,11 @@ def gradient(config: TrainConfig) -> tuple[Tensor, dict[str, Tensor]]:
         parts=config.accumulate,
     )
     # Lightning divides by the number of parts.
-    losses = [learner.terms(batches[n])["listwise"] / config.accumulate for n in range(len(batches))]
+    losses = [
+        learner.terms(batches[n])["listwise"] / config.accumulate for n in range(len(batches))
+    ]
     total = torch.stack(losses).sum()
-    total.backward()
+    total.backward()  # type: ignore[no-untyped-call]
     named = model.model.named_parameters()
     return total.detach(), {name: p.grad for name, p in named if p.grad is not None}
 

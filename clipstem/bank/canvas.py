@@ -107,9 +107,7 @@ def label(pen: Pen, centre: Point, text: str, size: int, colour: RGB = INK) -> N
     pen.text(centre, text, fill=colour, font=font(size), anchor="mm")
 
 
-def spots(
-    rng: random.Random, count: int, area: tuple[int, int, int, int], gap: int
-) -> list[Point]:
+def spots(rng: random.Random, count: int, area: tuple[int, int, int, int], gap: int) -> list[Point]:
     """`count` centres in different cells, `gap` px wide, of a grid on `area` (x0, y0, x1, y1).
 
     Each centre may leave its cell's middle by an eighth of the cell: marks of a radius up to

@@ -23,7 +23,7 @@ SIDE = 128  # px, of every drawn picture; all that matters is legible at half of
 
 @dataclass(frozen=True)
 class TextOptions:
-    """A picture, and options that are texts. `paint(option)` draws the picture of which it is true."""
+    """A picture, and options that are texts. `paint(option)` draws one of which it is true."""
 
     problem: str
     options: Sequence[str]

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clipstem import metrics, prediction, shards
+from clipstem.config import PredictConfig, TrainConfig, TrainerConfig, model_config
+from clipstem.predict import main, predict
+from clipstem.question import ClipstemError, ProblemPicture
+from clipstem.train import train
+
+ON_CPU = TrainerConfig(device="cpu", workers=0)
+
+
+@pytest.fixture(scope="module")
+def run(drawn_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("predict") / "run"
+    config = TrainConfig(
+        data=str(drawn_data),
+        out=str(out),
+        model=model_config("tiny_vit"),
+        trainer=ON_CPU,
+        steps=2,
+        batch_size=8,
+    )
+    train(config)
+    return out
+
+
+def settings(data: Path, **given: Any) -> PredictConfig:
+    return PredictConfig(data=str(data), trainer=ON_CPU, **given)
+
+
+def test_every_split_gets_its_file(run: Path, drawn_data: Path, tmp_path: Path) -> None:
+    made = predict(settings(drawn_data, run=str(run), split="all", out=str(tmp_path / "p.parquet")))
+    assert list(made) == ["train", "tune", "valid", "test"]
+    for split, found in made.items():
+        again = prediction.read(tmp_path / f"p-{split}.parquet")
+        assert again.provenance["split"] == split
+        assert again.columns["id"] == found.columns["id"]
+        assert set(again.columns["subject"]) == {"math", "science", "technology"}
+
+
+def test_a_runs_predictions_go_into_its_folder(run: Path, drawn_data: Path) -> None:
+    predict(settings(drawn_data, run=str(run), split="test"))
+    found = prediction.read(run / "predictions" / "test.parquet")
+    assert found.provenance["run"] == str(run)
+    assert found.provenance["train_questions_of_skill"]["weather"] == 18
+    with pytest.raises(ClipstemError, match=r"test\.parquet exists and is never overwritten"):
+        predict(settings(drawn_data, run=str(run), split="test"))
+
+
+def test_a_zero_shot_model_is_calibrated_on_tune(drawn_data: Path, tmp_path: Path) -> None:
+    model = model_config("tiny_vit")
+    out = str(tmp_path / "zero.parquet")
+    found = predict(settings(drawn_data, model=model, out=out))["valid"]
+    tune_out = str(tmp_path / "tune.parquet")
+    tune = predict(settings(drawn_data, model=model, out=tune_out, split="tune"))["tune"]
+    fitted = metrics.fit_temperature(tune.logits_QK, tune.answer_Q)
+    assert found.provenance["temperature"] == pytest.approx(fitted)
+    assert found.provenance["run"] is None and found.provenance["model"] == "tiny_vit"
+
+
+def test_a_given_temperature_is_used(run: Path, drawn_data: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "hot.parquet")
+    found = predict(settings(drawn_data, run=str(run), out=out, temperature=5.0))["valid"]
+    expected = metrics.probabilities(found.logits_QK, found.num_options_Q, 5.0)
+    np.testing.assert_array_equal(found.probs_QK, expected)
+
+
+def test_the_problems_picture_can_be_ignored(run: Path, drawn_data: Path, tmp_path: Path) -> None:
+    shown = prediction.read(run / "predictions" / "valid.parquet")
+    out = str(tmp_path / "blind.parquet")
+    mode = ProblemPicture.ignored
+    blind = predict(settings(drawn_data, run=str(run), out=out, problem_picture=mode))["valid"]
+    third_Q = np.array(shown.columns["kind"]) == "picture_options_on_picture"
+    differs_Q = np.abs(shown.probs_QK - blind.probs_QK).max(axis=1) > 1e-6
+    assert third_Q.any() and differs_Q[third_Q].all() and not differs_Q[~third_Q].any()
+
+
+def test_preds_txt_has_a_line_for_each_row_of_test(
+    run: Path, drawn_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, text = tmp_path / "t.parquet", tmp_path / "preds.txt"
+    arguments = [f"run={run}", f"data={drawn_data}", "split=test", f"out={out}"]
+    monkeypatch.setattr("sys.argv", ["predict", *arguments, f"preds_txt={text}"])
+    main()
+    found = prediction.read(out)
+    rows = shards.open_dataset(str(drawn_data)).manifest.source_rows["test"]
+    lines = text.read_text().split("\n")
+    assert len(lines) == rows == len(found)
+    assert [int(lines[row]) for row in found.columns["row"]] == found.choice_Q.tolist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run=nowhere"], "nowhere: there is no run here"),
+        (["split=exam", "run=x"], "conf key 'split': there is no split 'exam'"),
+        ([], "give one of run="),
+        (["model=tiny_vit"], "conf key 'out' is missing"),
+        (["model=open_clip", "model.name=ViT-B-23", "out=x"], "did you mean 'ViT-B-32'"),
+        (["model=open_clip", "out=x"], "conf key 'model.name' is missing"),
+        (
+            ["model=tiny", "model.name=ViT-B-32", "out=x"],
+            "'model.name': 'ViT-B-32' is an open_clip model, but 'model.architecture' describes",
+        ),
+        (["run=x", "temperature=0"], "conf key 'temperature': 0.0 is not above 0"),
+        (["run=x", "+typo=1"], "conf key 'typo' is unknown"),
+        (["run=x", "splt=valid"], "conf key 'splt' is unknown; did you mean 'split'?"),
+    ],
+)
+def test_a_mistake_prints_one_line_and_exits_with_2(
+    arguments: list[str],
+    message: str,
+    drawn_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["predict", f"data={drawn_data}", *arguments])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    printed = capsys.readouterr().err.strip()
+    assert stopped.value.code == 2
+    assert message in printed and "\n" not in printed and "Traceback" not in printed
+
+
+def test_data_that_is_not_there_is_named(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ClipstemError, match="nowhere"):
+        predict(settings(tmp_path / "nowhere", run=str(run)))

@@ -1,0 +1,199 @@
+"""Predictions files: the same after a round trip, never overwritten, and broken ones named."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipstem import prediction
+from clipstem.metrics import probabilities
+from clipstem.pairs import LOWEST_LOGIT
+from clipstem.prediction import COLUMNS, METADATA_KEY, Predictions
+from clipstem.question import ClipstemError
+
+PROVENANCE = {"run": "runs/a", "temperature": 0.7, "split": "valid", "skills": {"ä": 3}, "at": None}
+
+
+def predictions(
+    num_options: list[int], seed: int = 0, rows: list[int] | None = None
+) -> Predictions:
+    rng = np.random.default_rng(seed)
+    count, most = len(num_options), max(num_options, default=1)
+    num_options_Q = np.array(num_options, np.int64)
+    logits_QK = rng.normal(size=(count, most)).astype(np.float32)
+    logits_QK[np.arange(most) >= num_options_Q[:, None]] = LOWEST_LOGIT
+    return Predictions(
+        columns={
+            "id": [f"q{number}" for number in range(count)],
+            "row": list(range(count)) if rows is None else rows,
+            **{name: [f"{name} ü"] * count for name in ("subject", "grade", "skill", "kind")},
+            "num_options": num_options,
+            "question_words": [5] * count,
+            "truncated_tokens": [0] * count,
+            "answer": [number % 3 - 1 for number in range(count)],
+        },
+        probs_QK=probabilities(logits_QK, num_options_Q, 0.7) if count else logits_QK.astype(float),
+        logits_QK=logits_QK,
+        provenance=PROVENANCE,
+    )
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(1, 5), max_size=8), st.integers(0, 99))
+def test_what_is_written_is_read_again(num_options: list[int], seed: int) -> None:
+    written = predictions(num_options, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        written.write(Path(folder) / "p.parquet")
+        found = prediction.read(Path(folder) / "p.parquet")
+    assert found.columns == written.columns
+    assert found.provenance == PROVENANCE
+    for name in ("probs_QK", "logits_QK", "choice_Q", "answer_Q", "num_options_Q"):
+        before, after = getattr(written, name), getattr(found, name)
+        assert np.array_equal(before, after)
+        assert before.dtype == after.dtype
+    assert len(found) == len(num_options)
+
+
+def test_the_file_has_the_documented_schema(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "p.parquet"
+    predictions([2, 4]).write(path)
+    table = pq.read_table(path)
+    assert {field.name: field.type for field in table.schema} == COLUMNS
+    assert table.column_names == list(COLUMNS)
+    assert METADATA_KEY in table.schema.metadata
+    assert [len(probs) for probs in table["probs"].to_pylist()] == [2, 4]
+    assert [len(logits) for logits in table["logits"].to_pylist()] == [2, 4]
+
+
+def test_wider_arrays_than_options_lose_nothing_but_empty_cells(tmp_path: Path) -> None:
+    narrow = predictions([2, 3])
+    empty = np.full((2, 2), LOWEST_LOGIT, np.float32)
+    wide = Predictions(
+        narrow.columns,
+        np.hstack([narrow.probs_QK, np.zeros((2, 2))]),
+        np.hstack([narrow.logits_QK, empty]),
+    )
+    wide.write(tmp_path / "p.parquet")
+    found = prediction.read(tmp_path / "p.parquet")
+    assert np.array_equal(found.probs_QK, narrow.probs_QK)
+    assert np.array_equal(found.logits_QK, narrow.logits_QK)
+    assert found.provenance == {}
+
+
+def test_the_choice_is_the_most_probable_option_and_the_lowest_among_equals(tmp_path: Path) -> None:
+    made = predictions([3, 3])
+    probs_QK = np.array([[0.2, 0.4, 0.4], [0.5, 0.0, 0.5]])
+    tied = Predictions(made.columns, probs_QK, made.logits_QK)
+    tied.write(tmp_path / "p.parquet")
+    assert pq.read_table(tmp_path / "p.parquet")["choice"].to_pylist() == [1, 0]
+
+
+def test_a_file_is_never_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    predictions([2]).write(path)
+    with pytest.raises(ClipstemError, match=r"p\.parquet exists and is never overwritten"):
+        predictions([3]).write(path)
+    assert prediction.read(path).num_options_Q.tolist() == [2]
+
+
+# ---------------------------------------------------------------------------- broken files
+
+
+def rewritten(path: Path, changes: dict[str, Any], without: tuple[str, ...] = ()) -> Path:
+    """A predictions file with some columns replaced or left out."""
+    predictions([2, 3]).write(path)
+    table = pq.read_table(path).drop_columns(list(without))
+    for name, values in changes.items():
+        table = table.set_column(table.column_names.index(name), name, [values])
+    pq.write_table(table, path)
+    return path
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ClipstemError, match=r"none\.parquet: there is no such predictions file"):
+        prediction.read(tmp_path / "none.parquet")
+
+
+def test_missing_columns_are_named(tmp_path: Path) -> None:
+    path = rewritten(tmp_path / "p.parquet", {}, without=("row", "logits"))
+    with pytest.raises(ClipstemError, match=r"p\.parquet: .* it lacks the columns row, logits$"):
+        prediction.read(path)
+
+
+@pytest.mark.parametrize("damage", ["text", "nothing", "cut", "overwritten"])
+def test_what_is_no_parquet_is_named(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    predictions([2] * 50).write(path)
+    data = path.read_bytes()
+    damaged = {
+        "text": b"0\n1\n2",
+        "nothing": b"",
+        "cut": data[: len(data) // 2],
+        "overwritten": data[:4] + bytes(len(data) // 2) + data[4 + len(data) // 2 :],
+    }
+    path.write_bytes(damaged[damage])
+    with pytest.raises(ClipstemError, match=r"p\.parquet: is not a predictions file: "):
+        prediction.read(path)
+
+
+@pytest.mark.parametrize("name", ["probs", "logits"])
+def test_a_row_with_another_number_of_values_is_named(name: str, tmp_path: Path) -> None:
+    path = rewritten(tmp_path / "p.parquet", {name: pa.array([[0.5, 0.5], [1.0]])})
+    with pytest.raises(ClipstemError, match=r"p\.parquet: row 1 has 1 values for 3 options"):
+        prediction.read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("answer", ["a", "b"], "column 'answer' is string with 0 nulls; expected int64"),
+        ("num_options", [2, None], "column 'num_options' is int64 with 1 nulls; expected int64"),
+        ("probs", [0.5, 0.5], "column 'probs' is double with 0 nulls; expected list<item: double>"),
+    ],
+)
+def test_a_column_of_the_wrong_type_is_named(
+    name: str, values: list[Any], message: str, tmp_path: Path
+) -> None:
+    path = rewritten(tmp_path / "p.parquet", {name: pa.array(values)})
+    with pytest.raises(ClipstemError) as error:
+        prediction.read(path)
+    assert str(error.value) == f"{path}: {message}"
+
+
+def test_columns_of_related_types_are_taken(tmp_path: Path) -> None:
+    changes = {
+        "answer": pa.array([0, 1], pa.int8()),
+        "skill": pa.array(["a", "b"], pa.large_string()),
+        "probs": pa.array([[0.5, 0.5], [0.25, 0.25, 0.5]], pa.large_list(pa.float32())),
+    }
+    found = prediction.read(rewritten(tmp_path / "p.parquet", changes))
+    assert found.answer_Q.tolist() == [0, 1]
+    assert found.probs_QK.tolist() == [[0.5, 0.5, 0], [0.25, 0.25, 0.5]]
+
+
+# ---------------------------------------------------------------------------- preds.txt
+
+
+def test_choices_stand_in_source_order_with_0_for_what_was_skipped(tmp_path: Path) -> None:
+    made = predictions([3, 3, 3], rows=[4, 0, 2])
+    probs_QK = np.array([[0.1, 0.2, 0.7], [0.1, 0.8, 0.1], [0.2, 0.3, 0.5]])
+    answered = Predictions(made.columns, probs_QK, made.logits_QK)
+    path = tmp_path / "preds.txt"
+    assert answered.write_choices(path, source_rows=6) == 3
+    assert path.read_bytes() == b"1\n0\n2\n0\n2\n0"
+
+
+def test_choices_are_never_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "preds.txt"
+    path.write_text("mine")
+    with pytest.raises(ClipstemError, match="never overwritten"):
+        predictions([2]).write_choices(path, source_rows=1)
+    assert path.read_text() == "mine"
