@@ -42,7 +42,7 @@ class Precision(Enum):
 class ModelConfig:
     """Which CLIP model, and how questions are shown to it."""
 
-    name: str = "ViT-B-32"
+    name: str = MISSING
     """An open_clip model's name, or `local-dir:<folder>` in open_clip's layout."""
     pretrained: str | None = None
     """A pretrained tag of open_clip or a file of weights; null draws them from the seed."""

@@ -45,8 +45,7 @@ def drawn(seed: int, questions: int = 40, spread: float = 3.0) -> tuple[Floats, 
 # ---------------------------------------------------------------------------- probabilities
 
 
-@pytest.mark.parametrize("temperature", [0.01, 0.3, 1.0, 7.0, 100.0])
-@given(seed=seeds)
+@given(temperature=st.sampled_from([0.01, 0.3, 1.0, 7.0, 100.0]), seed=seeds)
 def test_probabilities_are_torchs_softmax_of_the_own_options(temperature: float, seed: int) -> None:
     logits_QK, num_options_Q, _ = drawn(seed, spread=30.0)
     probs_QK = probabilities(logits_QK, num_options_Q, temperature)
@@ -80,8 +79,7 @@ def test_equal_logits_are_exactly_equally_probable() -> None:
 # ---------------------------------------------------------------------------- likelihood
 
 
-@pytest.mark.parametrize("inverse_temperature", [0.01, 1.0, 50.0])
-@given(seed=seeds)
+@given(inverse_temperature=st.sampled_from([0.01, 1.0, 50.0]), seed=seeds)
 def test_log_likelihood_is_torchs_cross_entropy(inverse_temperature: float, seed: int) -> None:
     logits_QK, _, answer_Q = drawn(seed)
     scaled_QK = torch.from_numpy(logits_QK).double() * inverse_temperature

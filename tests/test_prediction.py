@@ -40,7 +40,7 @@ def predictions(
             "truncated_tokens": [0] * count,
             "answer": [number % 3 - 1 for number in range(count)],
         },
-        probs_QK=probabilities(logits_QK, num_options_Q, 0.7) if count else logits_QK.astype(float),
+        probs_QK=probabilities(logits_QK, num_options_Q, 0.7).astype(np.float64),
         logits_QK=logits_QK,
         provenance=PROVENANCE,
     )

@@ -143,7 +143,10 @@ def test_pixels_are_normalised_as_the_transform_does(tiny: Towers) -> None:
             "'model.pretrained': 'no-such-tag' for ViT-B-32 cannot be had.*these tags.*openai",
         ),
         (ModelConfig(name="ViT-B-16-SigLIP"), "is not a causal CLIP transformer"),
-        (ModelConfig(architecture={"embed_dim": 8}), "'model.architecture' is no open_clip model"),
+        (
+            ModelConfig(name="mine", architecture={"embed_dim": 8}),
+            "'model.architecture' is no open_clip model",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_used_is_named(config: ModelConfig, message: str) -> None:

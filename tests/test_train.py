@@ -192,9 +192,7 @@ def test_the_order_is_every_question_once_an_epoch(drawn_data: Path, tmp_path: P
     assert not np.array_equal(first, second)
 
 
-def test_early_stop_ends_a_run_that_does_not_improve(
-    drawn_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_early_stop_ends_a_run_that_does_not_improve(drawn_data: Path, tmp_path: Path) -> None:
     still = tiny_vit(
         drawn_data, tmp_path / "run", patience=1, steps=50, optimizer=OptimizerConfig(lr=1e-12)
     )

@@ -1,0 +1,281 @@
+"""Pictures: the same bytes as open_clip's transform, and clear words for what is no picture."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from samples import encoded
+
+from clipstem.config import PictureFit
+from clipstem.images import SUFFIXES, PictureSpec, check_picture, shrink, to_pixels
+from clipstem.question import ClipstemError
+
+SIDE = 64
+
+
+def image(mode: str = "RGB", width: int = 37, height: int = 50) -> Image.Image:
+    """Noise on a slope, in a size that no resize divides evenly."""
+    rng = np.random.default_rng([width, height])
+    slope = np.linspace(0, 155, width * height).reshape(height, width, 1)
+    pixels = slope + rng.integers(0, 100, (height, width, 3))
+    shown = Image.fromarray(pixels.astype(np.uint8))
+    return shown.convert("L").convert(mode) if mode in ("I;16", "F") else shown.convert(mode)
+
+
+def with_alpha(mode: str) -> Image.Image:
+    shown = image(mode)
+    shown.putalpha(image("L").rotate(180))
+    return shown
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: a quarter turn, which CLIP's transform does not undo
+    return encoded(image(), "JPEG", exif=exif)
+
+
+ZOO: dict[str, bytes] = {
+    "png RGB": encoded(image()),
+    "png L": encoded(image("L")),
+    "png LA": encoded(with_alpha("L")),
+    "png RGBA": encoded(with_alpha("RGB")),
+    "png P": encoded(image("P")),
+    "png P, one colour transparent": encoded(image("P"), transparency=3),
+    "png P, alpha for each colour": encoded(image("P"), transparency=bytes(range(256))),
+    "png RGB, one colour transparent": encoded(image(), transparency=(3, 4, 5)),
+    "png 1": encoded(image("1")),
+    "png I;16": encoded(image("I;16")),
+    "jpeg RGB": encoded(image(), "JPEG"),
+    "jpeg L": encoded(image("L"), "JPEG"),
+    "jpeg CMYK": encoded(image("CMYK"), "JPEG"),
+    "jpeg turned by EXIF": turned(),
+    "gif": encoded(image(), "GIF"),
+    "gif, two frames": encoded(
+        image("P"), "GIF", save_all=True, append_images=[image("P").rotate(90)]
+    ),
+    "webp": encoded(image(), "WEBP"),
+    "webp RGBA": encoded(with_alpha("RGB"), "WEBP"),
+    "bmp": encoded(image(), "BMP"),
+    "tiff RGB": encoded(image(), "TIFF"),
+    "tiff CMYK": encoded(image("CMYK"), "TIFF"),
+    "tiff F": encoded(image("F"), "TIFF"),
+    "tiff LAB": encoded(image("LAB"), "TIFF"),
+    **{
+        f"{width} × {height}": encoded(image(width=width, height=height))
+        for width, height in [
+            (1, 1),
+            (2, 3),
+            (1, 500),
+            (500, 1),
+            (63, 64),
+            (64, 64),
+            (64, 65),
+            (65, 64),
+            (129, 64),
+            (300, 299),
+            (101, 333),
+        ]
+    },
+}
+PAD_NEEDS_RGB = ("jpeg CMYK", "gif", "gif, two frames", "tiff CMYK", "tiff LAB")
+TOO_NARROW_FOR_PAD = ("1 × 500", "500 × 1")
+
+pytestmark = pytest.mark.filterwarnings("ignore:Palette images with Transparency")
+
+
+def steps(spec: PictureSpec) -> list[Callable[[Any], Any]]:
+    """open_clip's own transform, up to the tensor."""
+    whole = image_transform_v2(PreprocessCfg(**spec.open_clip()), is_train=False)
+    kept: list[Callable[[Any], Any]] = whole.transforms[:-2]
+    return kept
+
+
+def through(steps: list[Callable[[Any], Any]], data: bytes) -> NDArray[np.uint8]:
+    shown: Any = Image.open(io.BytesIO(data))
+    for step in steps:
+        shown = step(shown)
+    return np.array(shown)
+
+
+def to_rgb(shown: Image.Image) -> Image.Image:
+    return shown.convert("RGB")
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("fit", PictureFit)
+@pytest.mark.parametrize("name", ZOO)
+def test_pixels_are_those_of_open_clips_transform(
+    name: str, fit: PictureFit, interpolation: str
+) -> None:
+    spec = PictureSpec(SIDE, fit, interpolation)
+    theirs = steps(spec)
+    if fit is PictureFit.pad:
+        if name in TOO_NARROW_FOR_PAD:
+            pytest.skip("open_clip rounds its width to 0 and fails")
+        if name in PAD_NEEDS_RGB:
+            # Its border has the value 0 of the file's own mode: white in CMYK, any colour of a
+            # palette. Ours is converted before, so that the border is `fill` in every file.
+            theirs.insert(1, to_rgb)
+    pixels = to_pixels(ZOO[name], spec)
+    assert pixels.shape == (SIDE, SIDE, 3)
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, through(theirs, ZOO[name]))
+
+
+@pytest.mark.parametrize("name", ["png RGB", "jpeg CMYK"])
+def test_normalised_pixels_are_the_tensor_of_the_whole_transform(name: str) -> None:
+    spec = PictureSpec(SIDE)
+    transform: Any = image_transform_v2(PreprocessCfg(**spec.open_clip()), is_train=False)
+    theirs = transform(Image.open(io.BytesIO(ZOO[name])))
+    pixels_HWC = torch.from_numpy(to_pixels(ZOO[name], spec)).float() / 255
+    ours = (pixels_HWC - torch.tensor(spec.mean)) / torch.tensor(spec.std)
+    torch.testing.assert_close(ours.permute(2, 0, 1), theirs)
+
+
+def test_padding_keeps_all_of_it_between_borders_of_the_fill() -> None:
+    white = encoded(Image.new("RGB", (60, 30), "white"))
+    pixels = to_pixels(white, PictureSpec(SIDE, PictureFit.pad, fill=77))
+    assert (pixels[:16] == 77).all()
+    assert (pixels[16:48] == 255).all()
+    assert (pixels[48:] == 77).all()
+
+
+@pytest.mark.parametrize("name", PAD_NEEDS_RGB)
+def test_the_border_is_the_fill_in_every_mode(name: str) -> None:
+    pixels = to_pixels(ZOO[name], PictureSpec(SIDE, PictureFit.pad, fill=77))
+    assert (pixels[:, :8] == 77).all()
+    assert (pixels[:, -8:] == 77).all()
+
+
+@pytest.mark.parametrize("name", TOO_NARROW_FOR_PAD)
+def test_the_narrowest_picture_is_padded_too(name: str) -> None:
+    pixels = to_pixels(ZOO[name], PictureSpec(SIDE, PictureFit.pad, fill=0))
+    assert (pixels.max(axis=2) > 0).sum() == SIDE  # a line of one pixel's width
+
+
+def test_cropping_a_picture_that_grows_enormous_is_refused() -> None:
+    thread = encoded(Image.new("L", (1, 20_000)))
+    with pytest.raises(
+        ClipstemError, match="^has 81,920,000 pixels; at most 64,000,000 are allowed"
+    ):
+        to_pixels(thread, PictureSpec(SIDE))
+    assert to_pixels(thread, PictureSpec(SIDE, PictureFit.squash)).shape == (SIDE, SIDE, 3)
+
+
+@pytest.mark.parametrize("spec_fit", PictureFit)
+def test_what_does_not_decode_is_refused(spec_fit: PictureFit) -> None:
+    with pytest.raises(ClipstemError, match="^is truncated$"):
+        to_pixels(ZOO["png RGB"][:-500], PictureSpec(SIDE, spec_fit))
+
+
+# ---------------------------------------------------------------------------- spec
+
+
+@pytest.mark.parametrize("fit", PictureFit)
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_a_spec_survives_open_clips_config(fit: PictureFit, interpolation: str) -> None:
+    spec = PictureSpec(96, fit, interpolation, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), fill=9)
+    written = json.loads(json.dumps(spec.open_clip()))
+    assert PictureSpec.from_open_clip(written) == spec
+    assert PictureSpec.from_open_clip(vars(PreprocessCfg(**written))) == spec
+
+
+def test_open_clips_defaults_are_ours() -> None:
+    assert PictureSpec.from_open_clip(vars(PreprocessCfg())) == PictureSpec(224)
+    assert PictureSpec.from_open_clip({"size": 64}) == PictureSpec(64)
+
+
+def test_a_model_that_sees_no_squares_is_refused() -> None:
+    with pytest.raises(
+        ClipstemError, match="the model's pictures are .*224, 336.* expected a square"
+    ):
+        PictureSpec.from_open_clip({"size": (224, 336)})
+
+
+# ---------------------------------------------------------------------------- check_picture
+
+
+@pytest.mark.parametrize("decode", [True, False])
+@pytest.mark.parametrize("name", ZOO)
+def test_every_picture_of_the_zoo_is_let_in_under_its_own_suffix(name: str, decode: bool) -> None:
+    suffix = {"jpeg": "jpg"}.get(name.split()[0], name.split()[0])
+    assert check_picture(ZOO[name], decode=decode) == (suffix if suffix.isalpha() else "png")
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header promises the earth."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+
+
+@pytest.mark.parametrize("decode", [True, False])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is empty; expected an encoded picture"),
+        (b"<html>not found</html>", "is not a picture (starts with b'<html')"),
+        (b"%PDF-1.7", "is not a picture (starts with b'%PDF-')"),
+        (encoded(image(), "PPM"), "is not a picture (starts with b'P6\\n37')"),
+        (bomb(10_000, 8_000), "has 80,000,000 pixels; at most 64,000,000 are allowed"),
+        (bomb(60_000, 60_000), "has 3,600,000,000 pixels; at most 64,000,000 are allowed"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_its_header(
+    data: bytes, message: str, decode: bool
+) -> None:
+    with pytest.raises(ClipstemError) as error:
+        check_picture(data, decode=decode)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("file_format", sorted(set(SUFFIXES) - {"MPO", "BMP", "GIF"}))
+def test_a_truncated_picture_is_found_by_decoding_alone(file_format: str) -> None:
+    # TIFF's directory stands at the end of a file unless another picture follows.
+    options: dict[str, Any] = {"lossless": True} if file_format == "WEBP" else {}
+    data = encoded(image(width=300, height=300), file_format, **options)
+    short = data[:-2000] if file_format != "TIFF" else data[:3000] + bytes(len(data) - 3000)
+    with pytest.raises(ClipstemError):
+        check_picture(short, decode=True)
+    assert to_pixels(data, PictureSpec(SIDE)).shape == (SIDE, SIDE, 3)
+
+
+@pytest.mark.parametrize("name", ["png RGB", "jpeg RGB", "gif", "bmp"])
+def test_a_picture_cut_in_its_middle_is_truncated(name: str) -> None:
+    short = ZOO[name][: len(ZOO[name]) // 2]
+    assert check_picture(short, decode=False) == SUFFIXES[name.split()[0].upper()]
+    with pytest.raises(ClipstemError, match="^is truncated$"):
+        check_picture(short, decode=True)
+
+
+def test_the_limit_of_pixels_can_be_set() -> None:
+    with pytest.raises(ClipstemError, match="^has 1,850 pixels; at most 1,849 are allowed$"):
+        check_picture(ZOO["png RGB"], decode=False, max_pixels=1849)
+    assert check_picture(ZOO["png RGB"], decode=False, max_pixels=1850) == "png"
+
+
+# ---------------------------------------------------------------------------- shrink
+
+
+@pytest.mark.parametrize(
+    "name", ["png RGB", "png P", "png I;16", "jpeg CMYK", "gif", "webp", "bmp"]
+)
+def test_a_large_picture_is_made_smaller_in_its_own_format(name: str) -> None:
+    with Image.open(io.BytesIO(shrink(ZOO[name], 20))) as small:
+        assert small.size == (15, 20)
+        assert small.format == name.split()[0].upper()
+    assert shrink(ZOO[name], 50) is ZOO[name]
