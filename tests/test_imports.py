@@ -84,3 +84,48 @@ def test_the_light_half_imports_no_torch() -> None:
     lines = [f"import clipstem.{name}" for name in LIGHT]
     code = "\n".join([*lines, "import sys; assert 'torch' not in sys.modules"])
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_prepare_runs_where_torch_is_not_installed(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['open_clip'] = None\n"
+        "from clipstem.prepare import main; from clipstem.shards import open_dataset\n"
+        "main(); print(len(open_dataset('data').read('valid', range(4))))"
+    )
+    arguments = [
+        "out=data",
+        "skills=[weather]",
+        "questions_per_skill={train: 4, valid: 4, test: 4}",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments, "workers=1"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines()[-1] == "4"
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_its_configuration(tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", tmp_path, PACKAGE.parent], check=True)
+    (wheel,) = tmp_path.glob("clipstem-*.whl")
+    installed = tmp_path / "installed"
+    subprocess.run([*pip, "install", "--no-deps", "--target", installed, wheel], check=True)
+    code = "from clipstem.config import conf_folder; print(conf_folder())"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(installed)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout.strip() == str(installed / "clipstem" / "conf")
+    assert {path.name for path in (installed / "clipstem" / "conf").iterdir()} >= {
+        "prepare.yaml",
+        "experiment",
+        "model",
+    }

@@ -1,0 +1,195 @@
+"""Run an experiment's commands as its header gives them, and write down what came out.
+
+    python scripts/measure.py quickstart realset_tiny
+
+For each experiment: its commands run in an empty folder; `benchmarks/<experiment>.json` gets what
+was measured with machine, versions and commit, the header's Result line and the README are brought
+up to date. Figures are written in that one JSON file and copied from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from clipstem import prediction
+from clipstem.console import MASTERED, accuracy_of_skill
+from clipstem.metrics import summarize
+from clipstem.run import Run
+
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = ROOT / "conf" / "experiment"
+BENCHMARKS = ROOT / "benchmarks"
+README = ROOT / "README.md"
+HEADER_LINE = re.compile(r"^# (?P<field>Idea|Source|Command|Cost|Result| {7}) +(?P<text>.*)$")
+
+
+def header(experiment: Path) -> dict[str, list[str]]:
+    """The lines of each field at an experiment file's top."""
+    fields: dict[str, list[str]] = {}
+    current = ""
+    for line in experiment.read_text().splitlines():
+        if not (match := HEADER_LINE.match(line)):
+            continue
+        current = match["field"].strip() or current
+        fields.setdefault(current, []).append(match["text"])
+    return fields
+
+
+def commands(experiment: Path) -> list[str]:
+    return [
+        line for line in header(experiment)["Command"] if line.startswith("python -m clipstem.")
+    ]
+
+
+def run_command(command: str, folder: Path) -> dict[str, Any]:
+    """Run one command in `folder`; its seconds, and the most memory it and its children held."""
+    words = [sys.executable if word == "python" else word for word in command.split()]
+    started = time.perf_counter()
+    process = psutil.Popen([os.path.expandvars(word) for word in words], cwd=folder)
+    peak_bytes = 0
+
+    def watch() -> None:
+        nonlocal peak_bytes
+        while process.poll() is None:
+            peak_bytes = max(peak_bytes, _memory(process))
+            time.sleep(0.2)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    process.wait()
+    watcher.join()
+    if process.returncode:
+        sys.exit(f"{command}: exit {process.returncode}")
+    seconds = time.perf_counter() - started
+    return {
+        "command": command,
+        "seconds": round(seconds, 1),
+        "peak_gib": round(peak_bytes / 2**30, 2),
+    }
+
+
+def _memory(process: psutil.Process) -> int:
+    """Bytes held by a process and its children; pages they share count once (PSS)."""
+    total = 0
+    for member in [process, *process.children(recursive=True)]:
+        try:
+            total += member.memory_full_info().pss
+        except psutil.Error:  # it ended meanwhile
+            continue
+    return total
+
+
+def machine() -> dict[str, Any]:
+    found = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout
+    name = re.search(r"Model name:\s*(.*)", found)
+    return {"cpu": name[1] if name else "unknown", "cores": len(os.sched_getaffinity(0))}
+
+
+def measure(experiment: Path) -> dict[str, Any]:
+    """Run an experiment and gather what its run folder says."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ran = [run_command(command, folder) for command in commands(experiment)]
+        (run_json,) = folder.glob("runs/*/run.json")
+        run = Run(run_json.parent)
+        found = prediction.read(run.predictions("valid"))
+        facts = run.facts
+    summary = summarize(
+        found.probs_QK, found.answer_Q, found.num_options_Q, found.columns["subject"]
+    )
+    skills = accuracy_of_skill(found)
+    return {
+        "experiment": experiment.stem,
+        "commands": ran,
+        "questions": summary.questions,
+        "macro": round(summary.macro, 4),
+        "micro": round(summary.micro, 4),
+        "chance_macro": round(summary.chance_macro, 4),
+        "chance_micro": round(summary.chance_micro, 4),
+        "nll": round(summary.nll, 4),
+        "subjects": {
+            name: [round(a, 4), round(c, 4), n] for name, (a, c, n) in summary.subjects.items()
+        },
+        "skills": {name: round(value, 4) for name, value in skills.items()},
+        "mastered": sum(value >= MASTERED for value in skills.values()),
+        "temperature": round(facts["temperature"], 4),
+        "machine": machine(),
+        "commit": facts["commit"],
+        "versions": facts["versions"],
+        "date": facts["started"][:10],
+    }
+
+
+def result_line(figures: dict[str, Any]) -> str:
+    """The Result of an experiment's header."""
+    return (
+        f"valid macro {100 * figures['macro']:.1f} % (chance {100 * figures['chance_macro']:.1f}), "
+        f"micro {100 * figures['micro']:.1f} % (chance {100 * figures['chance_micro']:.1f}), "
+        f"{figures['date']}"
+    )
+
+
+def blocks() -> dict[str, str]:
+    """The README's generated parts, by name."""
+    figures = [json.loads(path.read_text()) for path in sorted(BENCHMARKS.glob("*.json"))]
+    rows = [
+        "| experiment | questions | macro % (chance) | micro % (chance) | skills ≥ 90 % | minutes | GiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for it in figures:
+        minutes = sum(ran["seconds"] for ran in it["commands"]) / 60
+        peak = max(ran["peak_gib"] for ran in it["commands"])
+        rows.append(
+            f"| `{it['experiment']}` | {it['questions']:,} "
+            f"| {100 * it['macro']:.1f} ({100 * it['chance_macro']:.1f}) "
+            f"| {100 * it['micro']:.1f} ({100 * it['chance_micro']:.1f}) "
+            f"| {it['mastered']} of {len(it['skills'])} | {minutes:.1f} | {peak:.1f} |"
+        )
+    rows += [
+        "",
+        "On `valid`, which training never looks at; whole commands on two CPU cores. Made by",
+    ]
+    rows += [
+        "`python scripts/measure.py <experiment>`, with machine and versions in `benchmarks/`."
+    ]
+    return {"results": "\n".join(rows)}
+
+
+def with_blocks(text: str) -> str:
+    """The README with its generated parts brought up to date."""
+    for name, block in blocks().items():
+        start, end = f"<!-- measured: {name} -->\n", "<!-- end -->"
+        before, _, rest = text.partition(start)
+        _, _, after = rest.partition(end)
+        text = f"{before}{start}{block}\n{end}{after}"
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("experiments", nargs="*", help="files of conf/experiment, without .yaml")
+    for name in parser.parse_args().experiments:
+        experiment = EXPERIMENTS / f"{name}.yaml"
+        figures = measure(experiment)
+        (BENCHMARKS / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
+        text = re.sub(
+            r"(?m)^# Result   .*$", f"# Result   {result_line(figures)}", experiment.read_text()
+        )
+        experiment.write_text(text)
+    README.write_text(with_blocks(README.read_text()))
+
+
+if __name__ == "__main__":
+    main()

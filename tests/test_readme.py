@@ -1,0 +1,179 @@
+"""Every command that the README or an experiment's header shows is composed and run, shrunk."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+
+from clipstem import config
+from clipstem.config import check_keys, conf_folder, to_dataclass
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import measure  # noqa: E402
+
+README = (ROOT / "README.md").read_text()
+EXPERIMENTS = sorted((ROOT / "conf" / "experiment").rglob("*.yaml"))
+SCHEMAS = {
+    "prepare": config.PrepareConfig,
+    "train": config.TrainConfig,
+    "predict": config.PredictConfig,
+    "bank": config.BankConfig,
+}
+DRAWN = "questions_per_skill={train: 6, valid: 2, test: 2}"
+STEPS = ["steps=2", "batch_size=8", "eval_every_steps=1", "trainer=cpu", "trainer.workers=0"]
+NO_WEIGHTS = ["model.pretrained=null"]
+
+
+def readme_commands() -> list[str]:
+    """The lines of the README's shell blocks that call clipstem."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
+    lines = "".join(blocks).splitlines()
+    return [line for line in lines if line.startswith("python -m clipstem.")]
+
+
+def experiment_commands() -> list[str]:
+    return [command for path in EXPERIMENTS for command in measure.commands(path)]
+
+
+def split_command(command: str) -> tuple[str, list[str]]:
+    """The verb and its overrides."""
+    _, _, module, *overrides = shlex.split(os.path.expandvars(command))
+    return module.removeprefix("clipstem."), overrides
+
+
+def shrunk(verb: str, overrides: list[str]) -> list[str]:
+    """The same command at a size for a test, on the device that every machine has."""
+    said = " ".join(overrides)
+    if verb == "train":
+        pretrained = NO_WEIGHTS if "model=vit" in said else []
+        return [o for o in overrides if not o.startswith(("steps=", "batch_size="))] + [
+            *STEPS,
+            *pretrained,
+        ]
+    if verb in ("prepare", "bank") and "source=" not in said:
+        kept = [o for o in overrides if not o.startswith("questions_per_skill=")]
+        few = [] if "+drawn" in said or verb == "bank" else ["skills=[weather,find-the-solid]"]
+        return [*kept, DRAWN, *few, "workers=1"]
+    if verb == "prepare":
+        return [*overrides, "workers=1", "verify=header"]
+    return [*overrides, "batch_size=8", "trainer.workers=0"]
+
+
+@pytest.mark.parametrize("command", readme_commands() + experiment_commands())
+def test_a_shown_command_composes(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPSTEM_REALSET", "somewhere")
+    verb, overrides = split_command(command)
+    check_keys(SCHEMAS[verb], overrides)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        composed = compose(verb, overrides)
+        if "hydra" in composed:
+            del composed["hydra"]
+    assert isinstance(to_dataclass(SCHEMAS[verb], composed), SCHEMAS[verb])
+
+
+def run_shrunk(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    verb, overrides = split_command(command)
+    module: Any = import_module("clipstem.bank.__main__" if verb == "bank" else f"clipstem.{verb}")
+    monkeypatch.setattr("sys.argv", [verb, *shrunk(verb, overrides)])
+    GlobalHydra.instance().clear()
+    module.main()
+
+
+def bring_questions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the README takes for granted: questions of one's own, a picture, real questions."""
+    (folder / "pictures").mkdir()
+    line = re.search(r'^\{"id": "q1".*$', README, flags=re.M)
+    assert line
+    lines = []
+    for number in range(1, 31):
+        Image.new("RGB", (40, 40), (number * 8, 20, 90)).save(folder / f"pictures/{number}.png")
+        question = json.loads(line[0])
+        lines.append(
+            json.dumps({**question, "id": f"q{number}", "image": f"pictures/{number}.png"})
+        )
+    (folder / "questions.jsonl").write_text("\n".join(lines))
+    Image.new("RGB", (30, 30), "blue").save(folder / "picture.png")
+    if "CLIPSTEM_REALSET" not in os.environ:
+        monkeypatch.setenv("CLIPSTEM_REALSET", "stand_in")
+        monkeypatch.setattr("sys.argv", ["bank", "out=stand_in", DRAWN, "workers=1"])
+        import_module("clipstem.bank.__main__").main()
+
+
+def test_the_readmes_commands_run_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bring_questions(tmp_path, monkeypatch)
+    commands = readme_commands()
+    assert len(commands) >= 12
+    for command in commands:
+        if command == "python -m clipstem.train +experiment=quickstart":
+            run_shrunk(
+                "python -m clipstem.prepare +drawn=quickstart out=shards/quickstart", monkeypatch
+            )
+        if "resume=true" in command:  # of a run that is not finished
+            (tmp_path / "runs/first/DONE").unlink()
+        run_shrunk(command, monkeypatch)
+    made = {path.name for path in (tmp_path / "runs").iterdir()}
+    assert made == {"first", "quickstart", "vit_b32"}
+    assert (tmp_path / "preds.txt").is_file()
+    python = re.search(r"```python\n(import clipstem.*?)```", README, flags=re.S)
+    assert python
+    names: dict[str, Any] = {}
+    exec(python[1], names)
+    assert names["probabilities"].shape == (2,)
+    assert names["probabilities"].sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiments_header_is_whole(experiment: Path) -> None:
+    fields = measure.header(experiment)
+    assert list(fields) == ["Idea", "Source", "Command", "Cost", "Result"]
+    assert any(f"+experiment={experiment.stem}" in line for line in fields["Command"])
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiments_result_is_the_measured_one(experiment: Path) -> None:
+    (result,) = measure.header(experiment)["Result"]
+    figures = measure.BENCHMARKS / f"{experiment.stem}.json"
+    if not figures.exists():
+        assert result == "not run"
+    else:
+        assert result == measure.result_line(json.loads(figures.read_text()))
+
+
+def test_the_readmes_figures_are_the_measured_ones() -> None:
+    assert measure.with_blocks(README) == README
+
+
+def test_the_readmes_targets_are_in_the_makefile() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    shown = set(re.findall(r"`?make ([a-z]+)`?", README))
+    assert shown and shown <= targets
+
+
+def test_the_readmes_paths_exist() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    local = [link for link in links if "://" not in link]
+    assert local and all((ROOT / link).exists() for link in local)
+
+
+def test_the_readmes_tree_names_every_module() -> None:
+    (tree,) = re.findall(r"```\nclipstem/\n(.*?)\nconf/", README, flags=re.S)
+    named = set(re.findall(r"[a-z_]+", tree))
+    modules = {path.stem for path in (ROOT / "clipstem").glob("*.py")} - {"__init__"}
+    assert modules <= named
