@@ -205,10 +205,12 @@ class PrepareConfig:
     questions_per_skill: dict[str, int] = field(
         default_factory=lambda: {"train": 500, "valid": 50, "test": 50}
     )
-    """`drawn`: questions a skill, by split."""
+    """`drawn`: questions a skill, by split; 0 leaves a split out."""
     split: str | None = None
     """`jsonl`: the split of every line; null takes each line's own `split`."""
-    split_fractions: dict[str, float] = field(default_factory=dict)
+    split_fractions: dict[str, float] = field(
+        default_factory=lambda: {"train": 0.0, "valid": 0.0, "test": 0.0}
+    )
     """`jsonl` without splits: shares such as {train: 0.8, valid: 0.2}; no picture is in two."""
     tune_fraction: float = 0.05
     """Share of train's questions held out as `tune`, which then has no picture of train's."""
@@ -231,6 +233,9 @@ class PrepareConfig:
         _require_at_least(self, 0, "seed")
         _require_fraction(self, "tune_fraction", "max_skipped_fraction")
         _require_counts(self.questions_per_skill)
+        # All names stand in the default because Hydra adds no key to a mapping.
+        shares = self.split_fractions.items()
+        self.split_fractions = {split: share for split, share in shares if share}
         if (self.source is Source.drawn) != (self.path is None):
             expected = {
                 Source.drawn: "no path, because nothing is read",
@@ -272,7 +277,7 @@ class BankConfig:
     questions_per_skill: dict[str, int] = field(
         default_factory=lambda: {"train": 500, "valid": 50, "test": 50}
     )
-    """Questions a skill, by split."""
+    """Questions a skill, by split; 0 leaves a split out."""
     seed: int = 0
     """Seed of the drawn questions."""
     rows_per_file: int = 4096
@@ -367,9 +372,6 @@ def verb(
     return decorate
 
 
-_RAISED_IN_WORKER = f"{ClipstemError.__module__}.{ClipstemError.__qualname__}: "
-
-
 class _one_line_errors:
     """Print a `ClipstemError` as one line without a traceback, and exit with 2."""
 
@@ -381,9 +383,7 @@ class _one_line_errors:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, ClipstemError):
-            # torch hands an error of a worker process on as its whole traceback.
-            line = str(error).strip().splitlines()[-1].removeprefix(_RAISED_IN_WORKER)
-            print(f"clipstem {self.name}: {line}", file=sys.stderr)
+            print(f"clipstem {self.name}: {error}", file=sys.stderr)
             sys.exit(2)
         if isinstance(error, KeyboardInterrupt):
             print(f"clipstem {self.name}: interrupted", file=sys.stderr)
@@ -399,9 +399,9 @@ def to_dataclass(schema: type[Config], raw: DictConfig) -> Config:
     Raises:
         ClipstemError: for an unknown key, a missing value, or one of the wrong type.
     """
-    if missing := sorted(OmegaConf.missing_keys(raw)):
-        raise ClipstemError(f"conf key '{missing[0]}' is missing; give {missing[0]}=<value>")
     try:
+        if missing := sorted(OmegaConf.missing_keys(raw)):
+            raise ClipstemError(f"conf key '{missing[0]}' is missing; give {missing[0]}=<value>")
         checked = OmegaConf.merge(
             OmegaConf.structured(schema), OmegaConf.to_container(raw, resolve=True)
         )

@@ -70,11 +70,11 @@ class Predictions:
     def num_options_Q(self) -> NDArray[np.int64]:
         return np.asarray(self.columns["num_options"], np.int64)
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, replace: bool = False) -> None:
         """Write a predictions file.
 
         Raises:
-            ClipstemError: if `path` exists.
+            ClipstemError: if `path` exists, unless it is to be replaced.
         """
         arrays = {
             **self.columns,
@@ -86,7 +86,7 @@ class Predictions:
         table = pa.table(
             [pa.array(arrays[name], type_) for name, type_ in COLUMNS.items()], schema=schema
         )
-        with new_file(path) as partial:
+        with new_file(path, replace) as partial:
             pq.write_table(table, partial, compression="zstd")
 
     def write_choices(self, path: Path, source_rows: int) -> int:

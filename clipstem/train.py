@@ -152,7 +152,8 @@ def score_valid(scorer: Scorer, dataset: Dataset, config: TrainConfig, made: Run
     """Write and print the predictions for `valid`, which nothing in training has looked at."""
     with console.progress_bar("valid", dataset.size("valid")) as progress:
         found = scorer.predict(dataset, "valid", config.batch_size, progress)
-    found.write(made.predictions("valid"))
+    # A run that was stopped just before its end has written them already.
+    found.write(made.predictions("valid"), replace=True)
     summary = summarize(
         found.probs_QK, found.answer_Q, found.num_options_Q, found.columns["subject"]
     )

@@ -64,7 +64,7 @@ def run_command(command: str, folder: Path) -> dict[str, Any]:
         nonlocal peak_bytes
         while process.poll() is None:
             peak_bytes = max(peak_bytes, _memory(process))
-            time.sleep(0.2)
+            time.sleep(1.0)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -145,7 +145,7 @@ def blocks() -> dict[str, str]:
     """The README's generated parts, by name."""
     figures = [json.loads(path.read_text()) for path in sorted(BENCHMARKS.glob("*.json"))]
     rows = [
-        "| experiment | questions | macro % (chance) | micro % (chance) | skills ≥ 90 % | minutes | GiB |",
+        "| experiment | questions | macro % (chance) | micro % (chance) | skills ≥ 90 % | min | GiB |",
         "|---|---|---|---|---|---|---|",
     ]
     for it in figures:

@@ -104,6 +104,11 @@ def test_a_group_longer_than_a_row_is_continued_with_its_shared_part(row_tokens:
     assert unpacked(packed) == [text.tokens for text in texts]
 
 
+def test_short_groups_stand_in_one_row() -> None:
+    packed = pack(joined([("ab", ["x"]), ("cd", ["x"]), ("efghij", ["x"])]), row_tokens=16)
+    assert packed.group_RT.tolist() == [[0] * 9 + [1] * 5 + [PADDING] * 2, [0] * 5 + [PADDING] * 11]
+
+
 def test_a_text_longer_than_a_row_gets_a_longer_row() -> None:
     packed = pack(joined([("a" * 30, ["b"]), ("c", ["d"])]), row_tokens=16)
     assert packed.tokens_RT.shape == (2, 40)

@@ -1,0 +1,113 @@
+"""A run's folder: never overwritten, taken up where it stopped, used only when it is finished."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipstem import run
+from clipstem.question import ClipstemError
+from clipstem.run import Run
+
+
+def unfinished(folder: Path) -> Run:
+    """A run that has written its first checkpoint."""
+    made = run.start(folder, "seed: 1\n", resume=False)
+    made.last_checkpoint.parent.mkdir()
+    made.last_checkpoint.write_bytes(b"")
+    return made
+
+
+def test_a_start_makes_the_folder_with_the_config(tmp_path: Path) -> None:
+    made = run.start(tmp_path / "runs" / "a", "seed: 1\n", resume=False)
+    assert (made.folder / "config.yaml").read_text() == "seed: 1\n"
+    assert list(made.folder.iterdir()) == [made.folder / "config.yaml"]
+    assert not made.is_done
+
+
+def test_names_are_those_of_the_readme(tmp_path: Path) -> None:
+    made = Run(tmp_path)
+    assert made.weights == tmp_path / "weights"
+    assert made.best == tmp_path / "checkpoints" / "best"
+    assert made.last_checkpoint == tmp_path / "checkpoints" / "last.ckpt"
+    assert made.metrics == tmp_path / "metrics.csv"
+    assert made.predictions("valid") == tmp_path / "predictions" / "valid.parquet"
+
+
+def test_an_existing_folder_is_refused_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ClipstemError) as error:
+        run.start(tmp_path / "a", "", resume=False)
+    assert str(error.value) == (
+        f"{tmp_path}/a exists and is never overwritten; choose another out=<folder>, "
+        "or resume=true for an unfinished run"
+    )
+    assert list((tmp_path / "a").iterdir()) == []
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_finished_run_is_refused(resume: bool, tmp_path: Path) -> None:
+    unfinished(tmp_path / "a").finish()
+    with pytest.raises(ClipstemError, match="a: this run is finished; choose another out=<folder>"):
+        run.start(tmp_path / "a", "", resume)
+
+
+def test_an_unfinished_run_is_taken_up_with_its_first_config(tmp_path: Path) -> None:
+    unfinished(tmp_path / "a")
+    again = run.start(tmp_path / "a", "seed: 2\n", resume=True)
+    assert (again.folder / "config.yaml").read_text() == "seed: 1\n"
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_without_a_checkpoint_there_is_nothing_to_take_up(exists: bool, tmp_path: Path) -> None:
+    if exists:
+        run.start(tmp_path / "a", "", resume=False)
+    with pytest.raises(
+        ClipstemError, match="a: there is no checkpoint to resume from; leave resume"
+    ):
+        run.start(tmp_path / "a", "", resume=True)
+    assert (tmp_path / "a").exists() is exists
+
+
+def test_facts_are_added_and_changed_and_the_rest_is_kept(tmp_path: Path) -> None:
+    made = Run(tmp_path)
+    made.write_facts(seed=1, model="tiny ü")
+    made.write_facts(temperature=0.5, seed=2)
+    assert made.facts == {"seed": 2, "model": "tiny ü", "temperature": 0.5}
+    assert json.loads((tmp_path / "run.json").read_text()) == made.facts
+    assert list(tmp_path.iterdir()) == [tmp_path / "run.json"]
+
+
+def test_only_a_finished_run_can_be_used(tmp_path: Path) -> None:
+    with pytest.raises(ClipstemError) as error:
+        run.finished(tmp_path / "none")
+    assert str(error.value) == (
+        f"{tmp_path}/none: there is no run here (no run.json); expected a folder made by "
+        "python -m clipstem.train out=<folder>"
+    )
+    made = unfinished(tmp_path / "a")
+    made.write_facts(seed=1)
+    with pytest.raises(ClipstemError, match="a: this run is not finished; go on with resume=true"):
+        run.finished(tmp_path / "a")
+    made.finish()
+    assert made.is_done
+    assert run.finished(tmp_path / "a") == made
+
+
+def test_the_environment_names_code_versions_and_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/x/clipstem/train.py", "out=runs/a b", "steps=3"])
+    found = run.environment()
+    assert found.keys() == {"command", "started", "commit", "python", "platform", "versions"}
+    assert found["command"] == "python -m clipstem.train 'out=runs/a b' steps=3"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", found["started"])
+    assert found["commit"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", found["commit"])
+    assert found["python"] == platform.python_version()
+    assert found["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert {"clipstem", "numpy", "pillow", "open_clip_torch"} <= found["versions"].keys()
+    assert json.loads(json.dumps(found)) == found
