@@ -69,6 +69,10 @@ class TrainerConfig:
     threads: int | None = None
     """CPU threads that torch uses; null leaves it to torch."""
 
+    def __post_init__(self) -> None:
+        _require_at_least(self, 0, "workers")
+        _require_at_least(self, 1, "threads")
+
 
 @dataclass
 class OptimizerConfig:
@@ -84,6 +88,15 @@ class OptimizerConfig:
     """Share of the steps over which the rate rises from 0."""
     clip_norm: float = 1.0
     """Largest norm of the gradient over all parameters."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "lr", "clip_norm")
+        _require_at_least(self, 0, "weight_decay")
+        _require_fraction(self, "warmup_fraction")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ClipstemError(
+                f"conf key 'betas': {list(self.betas)} are not two numbers from 0 to below 1"
+            )
 
 
 @dataclass
@@ -118,8 +131,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "batch_size", "accumulate", "eval_every_steps", "epochs")
-        if self.steps is not None:
-            _require_positive(self, "steps")
+        _require_at_least(self, 1, "steps", "patience")
+        _require_at_least(self, 0, "seed", "contrast_weight")
         if self.batch_size % self.accumulate:
             raise ClipstemError(
                 f"conf key 'accumulate': {self.accumulate} does not divide "

@@ -133,8 +133,12 @@ def to_pixels(data: bytes, spec: PictureSpec) -> np.ndarray:
     """
     with _open(data, MAX_PIXELS) as image:
         size = _fitted_size(image.width, image.height, spec)
-        if size[0] * size[1] > MAX_PIXELS:  # a picture one pixel high grows enormously wide
-            raise _too_large(size[0] * size[1], MAX_PIXELS)
+        if size[0] * size[1] > MAX_PIXELS:
+            raise ClipstemError(
+                f"is {image.width} × {image.height} px, too narrow: its shorter side scaled to "
+                f"{spec.size} px makes {size[0] * size[1]:,} pixels; at most {MAX_PIXELS:,} are "
+                "allowed (picture_fit=pad scales the longer side)"
+            )
         _decode(image)
         resized = image.resize(size, Image.Resampling[spec.interpolation.upper()])
     if spec.fit is PictureFit.pad:
@@ -143,6 +147,8 @@ def to_pixels(data: bytes, spec: PictureSpec) -> np.ndarray:
     top = round((resized.height - spec.size) / 2)
     if resized.size != (spec.size, spec.size):
         resized = resized.crop((left, top, left + spec.size, top + spec.size))
+    if resized.mode == "P" and "transparency" in resized.info:
+        resized = resized.convert("RGBA")  # the same colours; straight to RGB, Pillow warns
     return np.array(resized.convert("RGB"))
 
 

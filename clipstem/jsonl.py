@@ -22,6 +22,12 @@ KNOWN_FIELDS = (
     *("problem", "image", "options", "answer"),
 )
 
+OTHER_NAMES = {
+    **{"picture": "image", "question": "problem", "choices": "options"},
+    **{"answer_idx": "answer", "label": "answer"},
+}
+"""What other data sets call our fields: overlooking one would quietly lose pictures or answers."""
+
 
 @dataclass(frozen=True)
 class JsonlSource:
@@ -140,7 +146,9 @@ def _record(line: bytes) -> dict[str, Any]:
         raise BadField("line", f"is {as_json(record)}; expected an object")
     missing = [field for field in KNOWN_FIELDS if field not in record]
     for field in record.keys() - set(KNOWN_FIELDS):
-        if near := difflib.get_close_matches(field, missing, n=1, cutoff=0.75):
+        meant = OTHER_NAMES.get(field)
+        near = [meant] if meant in missing else difflib.get_close_matches(field, missing, 1, 0.75)
+        if near:
             raise BadField(field, f"is unknown; did you mean '{near[0]}'?")
     return record
 

@@ -31,14 +31,6 @@ def probabilities(
     return weights_QK / weights_QK.sum(axis=1, keepdims=True)
 
 
-def log_likelihood(logits_QK: Floats, answer_Q: Ints, inverse_temperature: float = 1.0) -> Floats:
-    """log p(answer) of each question; empty cells hold the lowest logit, so they add nothing."""
-    scaled_QK = logits_QK.astype(np.float64) * inverse_temperature
-    highest_Q1 = scaled_QK.max(axis=1, keepdims=True)
-    log_sum_Q = np.log(np.exp(scaled_QK - highest_Q1).sum(axis=1)) + highest_Q1[:, 0]
-    return scaled_QK[np.arange(len(answer_Q)), answer_Q] - log_sum_Q
-
-
 def fit_temperature(logits_QK: Floats, answer_Q: Ints) -> float:
     """The temperature of least negative log-likelihood, between `COLDEST` and `HOTTEST`.
 

@@ -95,8 +95,14 @@ class Predictions:
         Rows that have no prediction are answered 0; returns how many they are. Source: the
         submission rule of stemdataset/STEM (row order, no header, no trailing newline).
         """
+        row_Q = np.asarray(self.columns["row"], np.int64)
+        if len(np.unique(row_Q)) < len(row_Q) or not ((row_Q >= 0) & (row_Q < source_rows)).all():
+            raise ClipstemError(
+                f"the predictions' rows are not {len(row_Q):,} different ones below "
+                f"{source_rows:,}, so there is no line for each source row"
+            )
         choice_of_row = np.zeros(source_rows, np.int64)
-        choice_of_row[np.asarray(self.columns["row"], np.int64)] = self.choice_Q
+        choice_of_row[row_Q] = self.choice_Q
         with new_file(path) as partial:
             partial.write_text("\n".join(map(str, choice_of_row)))
         return source_rows - len(self)

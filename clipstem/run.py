@@ -13,8 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from clipstem.atomic import new_file
 from clipstem.question import ClipstemError
+
+MAY_CHANGE = {"resume", "out", "data", "trainer"}
+"""Settings of a run that may be others when it is resumed: where things are, and the machine."""
 
 PACKAGES = ("clipstem", "torch", "torchvision", "open_clip_torch", "lightning", "numpy", "pillow")
 
@@ -24,6 +29,11 @@ class Run:
     """Names of what a run's folder holds; `DONE` is written last."""
 
     folder: Path
+
+    @property
+    def config(self) -> Path:
+        """Every setting, resolved."""
+        return self.folder / "config.yaml"
 
     @property
     def weights(self) -> Path:
@@ -77,10 +87,7 @@ def start(folder: Path, config_yaml: str, resume: bool) -> Run:
     if run.is_done:
         raise ClipstemError(f"{folder}: this run is finished; choose another out=<folder>")
     if resume:
-        if not run.last_checkpoint.exists():
-            raise ClipstemError(
-                f"{folder}: there is no checkpoint to resume from; leave resume out"
-            )
+        _refuse_other_settings(run, config_yaml)
         return run
     if folder.exists():
         raise ClipstemError(
@@ -88,8 +95,20 @@ def start(folder: Path, config_yaml: str, resume: bool) -> Run:
             "or resume=true for an unfinished run"
         )
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(config_yaml)
+    run.config.write_text(config_yaml)
     return run
+
+
+def _refuse_other_settings(run: Run, config_yaml: str) -> None:
+    if not run.config.is_file():
+        raise ClipstemError(f"{run.folder}: there is no run to resume; leave resume out")
+    began, now = (yaml.safe_load(text) for text in (run.config.read_text(), config_yaml))
+    for key in now.keys() - MAY_CHANGE:
+        if began.get(key) != now[key]:
+            raise ClipstemError(
+                f"conf key '{key}': is {now[key]}, but {run.folder} began with {began.get(key)}; "
+                "resume with the same, or choose another out=<folder>"
+            )
 
 
 def finished(folder: Path) -> Run:

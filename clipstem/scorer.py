@@ -70,7 +70,7 @@ class Scorer:
         else:
             answers = tuple(_picture(option) for option in options)
         asked = Question(
-            id="question",
+            id=question[:40],
             subject="",
             grade="",
             skill="",

@@ -46,8 +46,13 @@ def train(config: TrainConfig) -> Run:
     made = run.start(
         Path(config.out), OmegaConf.to_yaml(OmegaConf.structured(config)), config.resume
     )
+    facts = {"seed": config.seed, "data": config.data, "data_sha256": dataset.manifest.data_sha256}
     if not config.resume:
-        made.write_facts(**run.environment(), seed=config.seed, data=config.data)
+        made.write_facts(**run.environment(), **facts)
+    elif made.facts["data_sha256"] != facts["data_sha256"]:
+        raise ClipstemError(
+            f"{config.data}: is not the data that {made.folder} began with (data_sha256 differs)"
+        )
     # ---- steps
     _fit(config, dataset, order_SN, scorer, made)
     # ---- what comes out: the best weights, calibrated on tune, scored on valid
@@ -60,7 +65,6 @@ def train(config: TrainConfig) -> Run:
         model=config.model.name,
         temperature=scorer.temperature,
         problem_picture=config.model.problem_picture.value,
-        data_sha256=dataset.manifest.data_sha256,
         weights_sha256=scorer.model.weights_sha256(),
     )
     if "valid" in dataset.manifest.questions:
@@ -112,7 +116,7 @@ def _fit(
         config.model.problem_picture,
         parts=config.accumulate,
     )
-    checkpoint = made.last_checkpoint if config.resume else None
+    checkpoint = made.last_checkpoint if made.last_checkpoint.exists() else None
     trainer = L.Trainer(
         accelerator="gpu" if on_cuda else "cpu",
         devices=1,

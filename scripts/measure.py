@@ -145,7 +145,7 @@ def blocks() -> dict[str, str]:
     """The README's generated parts, by name."""
     figures = [json.loads(path.read_text()) for path in sorted(BENCHMARKS.glob("*.json"))]
     rows = [
-        "| experiment | questions | macro % (chance) | micro % (chance) | skills ≥ 90 % | min | GiB |",
+        "| experiment | questions | macro % (chance) | micro % (chance) | skills ≥ 90 | min | GiB |",
         "|---|---|---|---|---|---|---|",
     ]
     for it in figures:

@@ -247,7 +247,7 @@ def prepare(**values: Any) -> PrepareConfig:
         ),
         (train, {"batch_size": 0}, "conf key 'batch_size': 0 is not above 0"),
         (train, {"accumulate": 0}, "conf key 'accumulate': 0 is not above 0"),
-        (train, {"steps": 0}, "conf key 'steps': 0 is not above 0"),
+        (train, {"steps": 0}, "conf key 'steps': 0 is below 1"),
         (train, {"epochs": float("nan")}, "conf key 'epochs': nan is not above 0"),
         (train, {"eval_every_steps": -1}, "conf key 'eval_every_steps': -1 is not above 0"),
         (predict, {}, ONE_OF_BOTH),

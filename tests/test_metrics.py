@@ -18,7 +18,6 @@ from clipstem.metrics import (
     COLDEST,
     HOTTEST,
     fit_temperature,
-    log_likelihood,
     probabilities,
     summarize,
 )
@@ -76,29 +75,12 @@ def test_equal_logits_are_exactly_equally_probable() -> None:
     assert probs_QK.argmax(axis=1).tolist() == [1]
 
 
-# ---------------------------------------------------------------------------- likelihood
-
-
-@given(inverse_temperature=st.sampled_from([0.01, 1.0, 50.0]), seed=seeds)
-def test_log_likelihood_is_torchs_cross_entropy(inverse_temperature: float, seed: int) -> None:
-    logits_QK, _, answer_Q = drawn(seed)
-    scaled_QK = torch.from_numpy(logits_QK).double() * inverse_temperature
-    expected = -F.cross_entropy(scaled_QK, torch.from_numpy(answer_Q), reduction="none")
-    found_Q = log_likelihood(logits_QK, answer_Q, inverse_temperature)
-    np.testing.assert_allclose(found_Q, expected.numpy(), atol=1e-10)
-
-
-def test_log_likelihood_by_hand() -> None:
-    logits_QK = np.array([[np.log(3), 0.0], [4.0, LOWEST_LOGIT]])
-    found_Q = log_likelihood(logits_QK, np.array([0, 0]))
-    np.testing.assert_allclose(found_Q, [np.log(0.75), 0.0], atol=1e-12)
-
-
 # ---------------------------------------------------------------------------- temperature
 
 
 def mean_nll(logits_QK: Floats, answer_Q: Ints, temperature: float) -> float:
-    return -float(log_likelihood(logits_QK, answer_Q, 1 / temperature).mean())
+    scaled_QK = torch.from_numpy(logits_QK).double() / temperature
+    return float(F.cross_entropy(scaled_QK, torch.from_numpy(answer_Q)))
 
 
 @given(seed=seeds, spread=st.sampled_from([0.1, 1.0, 20.0]))

@@ -58,19 +58,23 @@ def test_a_finished_run_is_refused(resume: bool, tmp_path: Path) -> None:
         run.start(tmp_path / "a", "", resume)
 
 
-def test_an_unfinished_run_is_taken_up_with_its_first_config(tmp_path: Path) -> None:
+def test_an_unfinished_run_is_taken_up_on_another_machine(tmp_path: Path) -> None:
+    run.start(tmp_path / "a", "seed: 1\ntrainer: {workers: 1}\n", resume=False)
+    again = run.start(tmp_path / "a", "seed: 1\ntrainer: {workers: 4}\n", resume=True)
+    assert again.config.read_text() == "seed: 1\ntrainer: {workers: 1}\n"
+
+
+def test_an_unfinished_run_is_not_taken_up_with_other_settings(tmp_path: Path) -> None:
     unfinished(tmp_path / "a")
-    again = run.start(tmp_path / "a", "seed: 2\n", resume=True)
-    assert (again.folder / "config.yaml").read_text() == "seed: 1\n"
+    with pytest.raises(ClipstemError, match="conf key 'seed': is 2, but .*a began with 1; resume"):
+        run.start(tmp_path / "a", "seed: 2\n", resume=True)
 
 
 @pytest.mark.parametrize("exists", [False, True])
-def test_without_a_checkpoint_there_is_nothing_to_take_up(exists: bool, tmp_path: Path) -> None:
+def test_without_a_run_there_is_nothing_to_take_up(exists: bool, tmp_path: Path) -> None:
     if exists:
-        run.start(tmp_path / "a", "", resume=False)
-    with pytest.raises(
-        ClipstemError, match="a: there is no checkpoint to resume from; leave resume"
-    ):
+        (tmp_path / "a").mkdir()
+    with pytest.raises(ClipstemError, match="a: there is no run to resume; leave resume out"):
         run.start(tmp_path / "a", "", resume=True)
     assert (tmp_path / "a").exists() is exists
 
