@@ -107,7 +107,7 @@ def _fit(
     # Deterministic kernels cost nothing on the CPU; on CUDA some do not exist.
     torch.use_deterministic_algorithms(not on_cuda)
     # Nothing here reads memory that it has not written; filling it cost a tenth of a step.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     L.seed_everything(config.seed, verbose=False)
     batches = loader.Batches(
         dataset,

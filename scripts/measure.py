@@ -145,7 +145,8 @@ def blocks() -> dict[str, str]:
     """The README's generated parts, by name."""
     figures = [json.loads(path.read_text()) for path in sorted(BENCHMARKS.glob("*.json"))]
     rows = [
-        "| experiment | questions | macro % (chance) | micro % (chance) | skills ≥ 90 | min | GiB |",
+        "| experiment | questions | macro, % (chance) | micro, % (chance) | skills ≥ 90 % "
+        "| minutes | GiB |",
         "|---|---|---|---|---|---|---|",
     ]
     for it in figures:
@@ -164,7 +165,24 @@ def blocks() -> dict[str, str]:
     rows += [
         "`python scripts/measure.py <experiment>`, with machine and versions in `benchmarks/`."
     ]
-    return {"results": "\n".join(rows)}
+    quickstart = json.loads((BENCHMARKS / "quickstart.json").read_text())
+    return {"quickstart": printed(quickstart), "results": "\n".join(rows)}
+
+
+def printed(figures: dict[str, Any]) -> str:
+    """What a run prints at its end, as plain text."""
+    lines = ["```", f"{'subject':<26}{'questions':>9}{'accuracy %':>12}{'chance %':>10}"]
+    means = {
+        name: [figures[kind], figures[f"chance_{kind}"], figures["questions"]]
+        for kind, name in {
+            "macro": "macro (mean of subjects)",
+            "micro": "micro (all questions)",
+        }.items()
+    }
+    for name, (accuracy, chance, questions) in {**figures["subjects"], **means}.items():
+        lines.append(f"{name:<26}{questions:>9,}{100 * accuracy:>12.1f}{100 * chance:>10.1f}")
+    lines.append(f"{figures['mastered']} of {len(figures['skills'])} skills at 90 % or more")
+    return "\n".join([*lines, "```"])
 
 
 def with_blocks(text: str) -> str:

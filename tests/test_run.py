@@ -66,7 +66,7 @@ def test_an_unfinished_run_is_taken_up_on_another_machine(tmp_path: Path) -> Non
 
 def test_an_unfinished_run_is_not_taken_up_with_other_settings(tmp_path: Path) -> None:
     unfinished(tmp_path / "a")
-    with pytest.raises(ClipstemError, match="conf key 'seed': is 2, but .*a began with 1; resume"):
+    with pytest.raises(ClipstemError, match=r"conf key 'seed': is 2, but .*a began with 1; resume"):
         run.start(tmp_path / "a", "seed: 2\n", resume=True)
 
 
