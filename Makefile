@@ -13,10 +13,18 @@ $(VENV)/installed: pyproject.toml
 	$(RUN) -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-# Draw an exam bank, prepare shards, fine-tune from scratch, predict, print the result.
-quickstart: install
+# Draw an exam bank, prepare shards, fine-tune from scratch, predict, print the result. What is done
+# already is not done again, and a training that was stopped goes on.
+quickstart: runs/quickstart/predictions/test.parquet
+
+shards/quickstart/manifest.json: | install
 	$(RUN) -m clipstem.prepare +drawn=quickstart out=shards/quickstart
-	$(RUN) -m clipstem.train +experiment=quickstart
+
+runs/quickstart/DONE: shards/quickstart/manifest.json
+	$(RUN) -m clipstem.train +experiment=quickstart \
+		resume=$$(test -f runs/quickstart/run.json && echo true || echo false)
+
+runs/quickstart/predictions/test.parquet: runs/quickstart/DONE
 	$(RUN) -m clipstem.predict run=runs/quickstart data=shards/quickstart split=test
 
 test: install

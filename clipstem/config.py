@@ -33,7 +33,7 @@ class PictureFit(Enum):
 class Precision(Enum):
     """How numbers are kept on the device while computing."""
 
-    auto = "auto"  # bf16 on CUDA, fp32 on the CPU
+    auto = "auto"  # bf16 for training on CUDA, else fp32: scores are exact unless asked otherwise
     fp32 = "fp32"
     bf16 = "bf16"
 
@@ -133,6 +133,7 @@ class TrainConfig:
         _require_positive(self, "batch_size", "accumulate", "eval_every_steps", "epochs")
         _require_at_least(self, 1, "steps", "patience")
         _require_at_least(self, 0, "seed", "contrast_weight")
+        _require_seed(self.seed)
         if self.batch_size % self.accumulate:
             raise ClipstemError(
                 f"conf key 'accumulate': {self.accumulate} does not divide "
@@ -155,7 +156,7 @@ class PredictConfig:
     """A finished run's folder: its weights, temperature and settings."""
     model: ModelConfig | None = None
     """Or a model as it comes, for zero-shot; one of `run` and `model` is needed."""
-    split: str = "valid"
+    split: str = MISSING
     """`train`, `tune`, `valid`, `test`, or `all`."""
     out: str | None = None
     """The predictions file; null writes `<run>/predictions/<split>.parquet`."""
@@ -183,6 +184,10 @@ class PredictConfig:
             raise ClipstemError(
                 f"conf key 'split': there is no split '{self.split}'; "
                 f"expected one of {', '.join(SPLITS)}, all"
+            )
+        if self.preds_txt is not None and self.split == "all":
+            raise ClipstemError(
+                "conf key 'preds_txt': is one file for one split; give split=test instead of all"
             )
         if self.temperature is not None:
             _require_positive(self, "temperature")
@@ -337,6 +342,11 @@ def _require_counts(questions_per_skill: dict[str, int]) -> None:
             raise ClipstemError(f"conf key 'questions_per_skill.{split}': {count} is below 0")
 
 
+def _require_seed(seed: int) -> None:
+    if seed >= 2**32:
+        raise ClipstemError(f"conf key 'seed': {seed} is not below {2**32}")
+
+
 def _require_positive(config: object, *names: str) -> None:
     for name in names:
         if not (value := getattr(config, name)) > 0:
@@ -433,14 +443,26 @@ def check_keys(schema: type, overrides: Sequence[str]) -> None:
     Raises:
         ClipstemError: at the first unknown key.
     """
-    groups = {path.name for path in conf_folder().iterdir() if path.is_dir()}
+    groups = {path.name: path for path in conf_folder().iterdir() if path.is_dir()}
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~").split("@")[0]
         is_setting = "=" in override and not override.startswith("-")
+        if is_setting and key in groups:
+            _check_choice(groups[key], override.split("=", 1)[1])
         if not is_setting or key.split(".")[0] == "hydra" or "/" in key or key in groups:
             continue
         if not _is_known(schema, key.split(".")):
             raise ClipstemError(_unknown(schema, key))
+
+
+def _check_choice(group: Path, choice: str) -> None:
+    """Refuse a file that a group does not have; several (`a,b`) are a sweep's."""
+    files = sorted(path.stem for path in group.glob("*.yaml"))
+    for name in choice.split(","):
+        if name not in (*files, "null"):
+            near = difflib.get_close_matches(name, files, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"expected {', '.join(files)}"
+            raise ClipstemError(f"conf key '{group.name}': there is no '{name}'; {hint}")
 
 
 def _children(schema: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from clipstem.metrics import Summary
+from clipstem.metrics import summarize
 from clipstem.prediction import Predictions
 
 console = Console()
@@ -38,8 +38,14 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: progress.advance(task, done)
 
 
-def show_summary(title: str, summary: Summary, predictions: Predictions) -> None:
+def show_predictions(title: str, found: Predictions) -> None:
     """Print accuracy by subject with chance beside it, and how many skills are mastered."""
+    if not (found.answer_Q >= 0).any():
+        console.print(f"{title}: answers are unknown, so there is no accuracy")
+        return
+    summary = summarize(
+        found.probs_QK, found.answer_Q, found.num_options_Q, found.columns["subject"]
+    )
     table = Table(title=title)
     for name in ("subject", "questions", "accuracy %", "chance %"):
         table.add_column(name, justify="left" if name == "subject" else "right")
@@ -54,7 +60,7 @@ def show_summary(title: str, summary: Summary, predictions: Predictions) -> None
             name, f"{summary.questions:,}", f"{100 * accuracy:.1f}", f"{100 * chance:.1f}"
         )
     console.print(table)
-    skills = accuracy_of_skill(predictions)
+    skills = accuracy_of_skill(found)
     mastered = sum(accuracy >= MASTERED for accuracy in skills.values())
     console.print(
         f"{mastered} of {len(skills)} skills at {100 * MASTERED:.0f} % or more; "

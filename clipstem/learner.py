@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import logging
 import math
+import shutil
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,10 +22,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from clipstem import loss, pairs
+from clipstem import loader, loss, pairs
+from clipstem.atomic import new_file, new_folder
 from clipstem.config import OptimizerConfig, TrainConfig
 from clipstem.metrics import Summary, summarize
 from clipstem.pairs import PairBatch
+from clipstem.question import ClipstemError
 from clipstem.run import Run
 from clipstem.scorer import Scorer
 from clipstem.shards import Dataset
@@ -46,11 +49,17 @@ class Learner(L.LightningModule):
 
     def training_step(self, batch: PairBatch, number: int) -> Tensor:
         terms = self.terms(batch)
+        total = terms["listwise"] + self.config.contrast_weight * terms["contrast"]
+        if not torch.isfinite(total):
+            raise ClipstemError(
+                f"the loss of step {self.global_step + 1} is {total.item()}; try a lower "
+                f"optimizer.lr (questions {', '.join(filter(None, batch.ids))})"
+            )
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         # "step" tells Lightning which step the values belong to: optimiser steps, counted from 1.
         step = float(self.global_step + 1)
         self.log_dict({**terms, "lr": rate, "step": step}, batch_size=1)
-        return terms["listwise"] + self.config.contrast_weight * terms["contrast"]
+        return total
 
     def terms(self, batch: PairBatch) -> dict[str, Tensor]:
         """The part's share of each loss, of the accuracy, and the logit scale."""
@@ -76,9 +85,20 @@ class Learner(L.LightningModule):
         """
         return (value_Q * batch.weight_Q).sum() * self.config.accumulate
 
-    def on_train_batch_end(self, outputs: Any, batch: PairBatch, number: int) -> None:
-        with torch.no_grad():
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        with torch.no_grad():  # before anything is evaluated or saved
             self.towers.model.logit_scale.clamp_(max=MAX_LOG_SCALE)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Lightning refuses to clip for a fused optimiser under mixed precision, for the sake of
+        # fp16's loss scaling; bf16 has none.
+        torch.nn.utils.clip_grad_norm_(self.parameters(), self.config.optimizer.clip_norm)
 
     def transfer_batch_to_device(
         self, batch: PairBatch, device: torch.device, dataloader_idx: int
@@ -98,12 +118,12 @@ class Learner(L.LightningModule):
 
 def adamw(towers: Towers, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW; vectors, scalars and position embeddings are not decayed."""
-    spared = towers.model.no_weight_decay()
     decayed: list[Tensor] = []
     kept: list[Tensor] = []
     for name, parameter in towers.model.named_parameters():
         if parameter.requires_grad:
-            (kept if parameter.ndim < 2 or name in spared else decayed).append(parameter)
+            is_spared = parameter.ndim < 2 or name.endswith("positional_embedding")
+            (kept if is_spared else decayed).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": kept, "weight_decay": 0.0},
@@ -123,7 +143,9 @@ def rate_factor(step: int, steps: int, config: OptimizerConfig) -> float:
 class EvaluateOnTune(L.Callback):
     """Scores `tune` every so many steps: keeps the best weights, stops early, writes checkpoints.
 
-    Without a `tune` split it only writes checkpoints, and the last weights count as the best.
+    Without answered questions in `tune` it only writes checkpoints, and the last weights count as
+    the best. A checkpoint names the best weights of its time, and both are whole or not there, so
+    a run that is killed at any moment goes on from a pair that belongs together.
     """
 
     def __init__(self, run: Run, config: TrainConfig, dataset: Dataset, scorer: Scorer) -> None:
@@ -131,15 +153,19 @@ class EvaluateOnTune(L.Callback):
         self.config = config
         self.dataset = dataset
         self.scorer = scorer
-        self.has_tune = "tune" in dataset.manifest.questions
+        self.has_tune = loader.has_answers(dataset, "tune")
+        self.best = ""
         self.best_macro = -1.0
         self.waited = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_macro": self.best_macro, "waited": self.waited}
+        return {"best": self.best, "best_macro": self.best_macro, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_macro, self.waited = state_dict["best_macro"], state_dict["waited"]
+        vars(self).update(state_dict)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop_if_patience_is_over(trainer)  # it may have been stopped before its end
 
     def on_train_batch_end(
         self,
@@ -155,7 +181,12 @@ class EvaluateOnTune(L.Callback):
         if not is_whole or not (is_last or step % self.config.eval_every_steps == 0):
             return
         self._evaluate(trainer, step)
-        trainer.save_checkpoint(self.run.last_checkpoint, weights_only=False)
+        with new_file(self.run.last_checkpoint, replace=True) as partial:
+            trainer.save_checkpoint(partial, weights_only=False)
+            if not partial.stat().st_size:  # Lightning passes over a folder it may not write to
+                raise ClipstemError(f"{self.run.last_checkpoint} could not be written")
+        self.run.keep_only(self.best)
+        self._stop_if_patience_is_over(trainer)
 
     def _evaluate(self, trainer: L.Trainer, step: int) -> None:
         is_better = True
@@ -173,13 +204,20 @@ class EvaluateOnTune(L.Callback):
                 *(100 * summary.chance_micro, summary.nll, ", best so far" if is_better else ""),
             )
         if is_better:
-            self.scorer.model.save(self.run.best)
+            self.best = f"best-{step:08d}"
+            folder = self.run.checkpoint(self.best)
+            shutil.rmtree(folder, ignore_errors=True)  # of a run killed before its checkpoint
+            with new_folder(folder) as partial:
+                self.scorer.model.save(partial)
+
+    def _stop_if_patience_is_over(self, trainer: L.Trainer) -> None:
         if self.config.patience is not None and self.waited >= self.config.patience:
             log.info("stopped: no better macro accuracy in %d evaluations", self.waited)
             trainer.should_stop = True
 
     def _summary(self) -> Summary:
-        found = self.scorer.predict(self.dataset, "tune", self.config.batch_size)
+        at_once = self.config.batch_size // self.config.accumulate
+        found = self.scorer.predict(self.dataset, "tune", at_once)
         return summarize(
             found.probs_QK, found.answer_Q, found.num_options_Q, found.columns["subject"]
         )
@@ -196,16 +234,24 @@ class Bar(RichProgressBar):
 
 
 class CsvLog(Logger):
-    """`metrics.csv`: a row for each logged step, appended, so that a resumed run keeps its rows."""
+    """`metrics.csv`: a row for each logged step, appended.
+
+    A resumed run keeps the rows up to its checkpoint's step.
+    """
 
     COLUMNS = (
         *("step", "listwise", "contrast", "accuracy", "scale", "lr"),
         *("tune_macro", "tune_micro", "tune_nll"),
     )
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, steps_done: int) -> None:
         super().__init__()
         self.path = path
+        if path.exists():
+            header, *rows = path.read_text().splitlines()
+            kept = [row for row in rows if int(row.split(",")[0]) <= steps_done]
+            with new_file(path, replace=True) as partial:
+                partial.write_text("\n".join([header, *kept]) + "\n")
 
     @property
     def name(self) -> str:

@@ -116,6 +116,11 @@ def usable(dataset: Dataset, split: str, answered: bool) -> NDArray[np.bool_]:
     return flags
 
 
+def has_answers(dataset: Dataset, split: str) -> bool:
+    """Whether a split is there with a question that CLIP can score and whose answer is known."""
+    return split in dataset.manifest.questions and bool(usable(dataset, split, answered=True).any())
+
+
 def batched(numbers: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
     """Numbers in rows of `batch_size`, [steps, batch_size], the last filled with `NOBODY`."""
     filling = np.full(-len(numbers) % batch_size, NOBODY, np.int64)

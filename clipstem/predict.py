@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clipstem import console, shards
 from clipstem.config import PredictConfig, verb
-from clipstem.metrics import summarize
+from clipstem.loader import has_answers
 from clipstem.prediction import Predictions
 from clipstem.question import ClipstemError
 from clipstem.scorer import Scorer, of_model, of_run
@@ -23,9 +23,10 @@ def predict(config: PredictConfig) -> dict[str, Predictions]:
     splits = list(dataset.manifest.questions) if config.split == "all" else [config.split]
     files = {split: predictions_file(config, split) for split in splits}
     for split, file in files.items():
-        dataset.manifest.of_split(split)
-        if file.exists():
-            raise ClipstemError(f"{file} exists and is never overwritten; give another out=<file>")
+        dataset.shards_of(split)
+        _refuse_existing(file, "out")
+    if config.preds_txt is not None:
+        _refuse_existing(Path(config.preds_txt), "preds_txt")
     scorer = open_scorer(config, dataset)
     made = {}
     for split, file in files.items():
@@ -34,6 +35,11 @@ def predict(config: PredictConfig) -> dict[str, Predictions]:
         made[split].write(file)
         report(made[split], split, file)
     return made
+
+
+def _refuse_existing(file: Path, key: str) -> None:
+    if file.exists():
+        raise ClipstemError(f"{file} exists and is never overwritten; give another {key}=<file>")
 
 
 def predictions_file(config: PredictConfig, split: str) -> Path:
@@ -55,7 +61,7 @@ def open_scorer(config: PredictConfig, dataset: Dataset) -> Scorer:
         scorer.problem_picture = config.problem_picture
     if config.temperature is not None:
         scorer.temperature = config.temperature
-    elif config.run is None and "tune" in dataset.manifest.questions:
+    elif config.run is None and has_answers(dataset, "tune"):
         with console.progress_bar("tune, for the temperature", dataset.size("tune")) as progress:
             scorer.calibrate(scorer.predict(dataset, "tune", config.batch_size, progress))
     return scorer
@@ -63,13 +69,7 @@ def open_scorer(config: PredictConfig, dataset: Dataset) -> Scorer:
 
 def report(found: Predictions, split: str, file: Path) -> None:
     """Print what was found, what could not be scored, and where it is."""
-    if (found.answer_Q >= 0).any():
-        summary = summarize(
-            found.probs_QK, found.answer_Q, found.num_options_Q, found.columns["subject"]
-        )
-        console.show_summary(split, summary, found)
-    else:
-        console.console.print(f"{split}: answers are unknown, so there is no accuracy")
+    console.show_predictions(split, found)
     if skipped := found.provenance["without_picture"]:
         console.console.print(f"{skipped:,} questions have no picture: not scored")
     console.console.print(f"{len(found):,} predictions: {file}")

@@ -3,7 +3,7 @@
 Two passes, each on all cores. The first reads and checks every row once and appends its finished
 tar members to a spool; only hashes and places come back. Then the whole is planned in memory:
 duplicates, splits, `tune`, the order. The second pass copies each shard's samples out of the
-spools.
+spools, which go when all shards are there: until then the disk holds the data twice.
 """
 
 from __future__ import annotations

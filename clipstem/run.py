@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -40,10 +41,15 @@ class Run:
         """open_clip's own layout: `local-dir:<weights>` opens it."""
         return self.folder / "weights"
 
-    @property
-    def best(self) -> Path:
-        """The weights of the best evaluation so far, in the same layout."""
-        return self.folder / "checkpoints" / "best"
+    def checkpoint(self, name: str) -> Path:
+        """Weights kept while training, in the same layout."""
+        return self.folder / "checkpoints" / name
+
+    def keep_only(self, best: str) -> None:
+        """Remove the weights of evaluations that were best before."""
+        for folder in (self.folder / "checkpoints").glob("best-*"):
+            if folder.name != best:
+                shutil.rmtree(folder)
 
     @property
     def last_checkpoint(self) -> Path:
@@ -74,7 +80,8 @@ class Run:
         return (self.folder / "DONE").exists()
 
     def finish(self) -> None:
-        (self.folder / "DONE").write_text(time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()))
+        with new_file(self.folder / "DONE") as partial:
+            partial.write_text(time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()))
 
 
 def start(folder: Path, config_yaml: str, resume: bool) -> Run:
@@ -95,12 +102,13 @@ def start(folder: Path, config_yaml: str, resume: bool) -> Run:
             "or resume=true for an unfinished run"
         )
     folder.mkdir(parents=True)
-    run.config.write_text(config_yaml)
+    with new_file(run.config) as partial:
+        partial.write_text(config_yaml)
     return run
 
 
 def _refuse_other_settings(run: Run, config_yaml: str) -> None:
-    if not run.config.is_file():
+    if not (run.config.is_file() and (run.folder / "run.json").is_file()):
         raise ClipstemError(f"{run.folder}: there is no run to resume; leave resume out")
     began, now = (yaml.safe_load(text) for text in (run.config.read_text(), config_yaml))
     for key in now.keys() - MAY_CHANGE:
@@ -148,18 +156,19 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with a mark if files differ from it; None outside a checkout."""
-    git = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-    ]
+    """The checkout's commit, with a mark if files differ from it; None outside a checkout.
+
+    A wheel installed below some other repository, as in a .venv, is outside.
+    """
+    here = Path(__file__)
     try:
-        found = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)
+        _git(here.parent, "ls-files", "--error-unmatch", here.name)
+        return _git(here.parent, "describe", "--always", "--dirty", "--abbrev=40")
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip()
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()

@@ -47,6 +47,8 @@ class Scorer:
     ) -> None:
         self.trainer = trainer
         self.device = device_of(trainer.device)
+        if trainer.threads is not None:
+            torch.set_num_threads(trainer.threads)
         self.model = model.to(self.device)
         self.temperature = temperature
         self.problem_picture = problem_picture
@@ -90,7 +92,7 @@ class Scorer:
         try:
             with torch.inference_mode():
                 batch = batch.map(lambda array: array.to(self.device, non_blocking=True))
-                with autocast(self.device, self.trainer.precision):
+                with self._arithmetic():
                     image_ID, text_UD = self.model.embed(batch)
                 cosine_VI = pairs.cosines(batch, image_ID, text_UD)
                 return pairs.score(batch, cosine_VI, self.model.scale.float())
@@ -146,11 +148,16 @@ class Scorer:
                 "perturbation": None,
                 "without_picture": int((~flags).sum()),
                 "source_rows": dataset.manifest.source_rows.get(split, len(flags)),
-                "train_questions_of_skill": dataset.manifest.skills.get("train", {}),
                 "device": device_name(self.device),
                 "seconds": round(seconds, 3),
             },
         )
+
+    def _arithmetic(self) -> contextlib.AbstractContextManager[object]:
+        """fp32 without shortcuts, so that scores are the reference's, unless bf16 is asked for."""
+        if self.trainer.precision is Precision.bf16:
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
     def calibrate(self, tune: Predictions) -> float:
         """Set the temperature to the one that fits the predictions for `tune`; returns it."""
@@ -175,6 +182,10 @@ def load(source: str | Path, device: str = "auto") -> Scorer:
         return of_run(folder, trainer)
     if (folder / towers.CONFIG_FILE).is_file():
         return of_model(ModelConfig(name=f"local-dir:{source}"), trainer)
+    if folder.is_dir() or (len(folder.parts) > 1 and ":" not in str(source)):
+        raise ClipstemError(
+            f"{source}: is neither a run (run.json) nor a folder of weights ({towers.CONFIG_FILE})"
+        )
     return of_model(model_config(str(source)), trainer)
 
 
@@ -182,12 +193,22 @@ def of_run(folder: Path, trainer: TrainerConfig) -> Scorer:
     """The scorer that a finished run has made: its weights, temperature and settings."""
     done = run.finished(folder)
     facts = done.facts
+    model = towers.create(ModelConfig(name=f"local-dir:{done.weights}"))
+    if (found := model.weights_sha256()) != facts["weights_sha256"]:
+        raise ClipstemError(
+            f"{done.weights}: are not the weights that the run wrote (sha256 {found[:12]}…, "
+            f"expected {facts['weights_sha256'][:12]}…); copy the run again"
+        )
     return Scorer(
-        towers.create(ModelConfig(name=f"local-dir:{done.weights}")),
+        model,
         trainer,
         temperature=facts["temperature"],
         problem_picture=ProblemPicture(facts["problem_picture"]),
-        provenance={"run": str(folder), "model": facts["model"]},
+        provenance={
+            "run": str(folder),
+            "model": facts["model"],
+            "train_questions_of_skill": facts["train_questions_of_skill"],
+        },
     )
 
 
@@ -206,7 +227,8 @@ def _picture(picture: PictureLike) -> Picture:
         return Picture.of(picture)
     if isinstance(picture, Image.Image):
         buffer = io.BytesIO()
-        picture.save(buffer, "png")
+        keeps = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # PNG has no other modes
+        (picture if picture.mode in keeps else picture.convert("RGB")).save(buffer, "png")
         return Picture.of(buffer.getvalue())
     try:
         return Picture.of(Path(picture).read_bytes())
@@ -235,17 +257,3 @@ def device_of(name: str) -> torch.device:
 
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-
-
-def uses_bf16(device: torch.device, precision: Precision) -> bool:
-    """Whether the towers compute in bf16: when asked, or by `auto` on CUDA."""
-    return precision is Precision.bf16 or (precision is Precision.auto and device.type == "cuda")
-
-
-def autocast(
-    device: torch.device, precision: Precision
-) -> contextlib.AbstractContextManager[object]:
-    """Let the towers compute in bf16 where `uses_bf16` says so."""
-    if uses_bf16(device, precision):
-        return torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext()

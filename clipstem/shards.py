@@ -251,14 +251,25 @@ class Dataset:
     def __reduce__(self) -> tuple[type[Dataset], tuple[str, Manifest]]:
         return Dataset, (self.location, self.manifest)
 
+    def shards_of(self, split: str) -> list[Shard]:
+        """The shards of a split in their order.
+
+        Raises:
+            ClipstemError: if there is no such split; the message names those there are, and where.
+        """
+        try:
+            return self.manifest.of_split(split)
+        except ClipstemError as error:
+            raise ClipstemError(f"{self.location}: {error}") from None
+
     def size(self, split: str) -> int:
         """How many questions a split has."""
-        return sum(shard.questions for shard in self.manifest.of_split(split))
+        return sum(shard.questions for shard in self.shards_of(split))
 
     def index(self, split: str) -> pa.Table:
         """`INDEX_SCHEMA` without the places of bytes: a split's questions in order."""
         names = [name for name in INDEX_SCHEMA.names if name not in ("offset", "length", "sha256")]
-        tables = [self._index(shard, names) for shard in self.manifest.of_split(split)]
+        tables = [self._index(shard, names) for shard in self.shards_of(split)]
         schema = pa.schema([INDEX_SCHEMA.field(name) for name in names])
         return pa.concat_tables([schema.empty_table(), *tables])
 
@@ -269,7 +280,7 @@ class Dataset:
             IndexError: for a number that is not there.
             ClipstemError: if a shard is missing or damaged.
         """
-        shards = self.manifest.of_split(split)
+        shards = self.shards_of(split)
         ends = np.cumsum([0] + [shard.questions for shard in shards])
         numbers, places = np.unique(np.asarray(indices, np.int64), return_inverse=True)
         if len(numbers) and not (numbers[0] >= 0 and numbers[-1] < ends[-1]):
@@ -354,27 +365,21 @@ def _refuse_other_folders(path: Path) -> None:
     )
 
 
-def order(
-    manifest: Manifest, split: str, seed: int, epoch: int | None, batch_size: int
-) -> npt.NDArray[np.int64]:
-    """The global batches of an epoch: numbers within a split, int64 [steps, batch_size].
+def order(manifest: Manifest, split: str, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """The order of an epoch: all numbers within a split, int64 [questions], each exactly once.
 
-    Each number comes exactly once; the last batch is filled with -1, questions of weight 0. Shards
-    are shuffled, then the questions inside windows of `WINDOW`, so that reads stay near each
-    other. With `epoch=None` the numbers come in their natural order, for scoring. Knows nothing of
-    ranks and workers: each takes its share of a batch.
+    Shards are shuffled, then the questions inside windows of `WINDOW`, so that reads stay near each
+    other. A pure function of its arguments: it knows no ranks, no workers and no batches, which
+    `loader.batched` makes.
     """
     counts = [shard.questions for shard in manifest.of_split(split)]
     firsts = np.cumsum([0, *counts])
-    numbers = np.arange(firsts[-1], dtype=np.int64)
-    if epoch is not None:
-        rng = np.random.default_rng([seed, epoch])
-        shards = [numbers[firsts[i] : firsts[i + 1]] for i in rng.permutation(len(counts))]
-        numbers = np.concatenate([numbers[:0], *shards])
-        for start in range(0, len(numbers), WINDOW):
-            rng.shuffle(numbers[start : start + WINDOW])
-    filling = np.full(-len(numbers) % batch_size, -1, np.int64)
-    return np.concatenate([numbers, filling]).reshape(-1, batch_size)
+    rng = np.random.default_rng([seed, epoch])
+    shards = [np.arange(firsts[i], firsts[i + 1]) for i in rng.permutation(len(counts))]
+    numbers = np.concatenate([np.empty(0, np.int64), *shards])
+    for start in range(0, len(numbers), WINDOW):
+        rng.shuffle(numbers[start : start + WINDOW])
+    return numbers
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from clipstem.bank.stem import SCHEMA, BankSplit
 from clipstem.config import SOURCE_SPLITS
 from clipstem.question import ClipstemError, Picture
 
-MAX_CHUNKS = 256  # each leaves one file open while the shards are written
+MAX_CHUNKS = 256  # about: every parquet file makes at least one
 MIN_CHUNK_ROWS = 256
 BATCH_ROWS = 32  # rows of parquet held in memory at once
 
@@ -127,9 +127,11 @@ class StemSource:
     def rows(self, chunk: Chunk) -> Iterator[tuple[int, Row | BadField]]:
         number = chunk.first_row
         for batch in self._batches(chunk):
-            columns = pa.Table.from_batches([batch]).select(SCHEMA.names).cast(SCHEMA).to_pydict()
-            for values in zip(*columns.values(), strict=True):
-                yield number, or_bad(_stem_row, f"{chunk.split}-{number}", chunk.split, *values)
+            for values in _in_schema(batch):
+                if isinstance(values, BadField):
+                    yield number, values
+                else:
+                    yield number, or_bad(_stem_row, f"{chunk.split}-{number}", chunk.split, *values)
                 number += 1
 
     def _batches(self, chunk: Chunk) -> Iterator[pa.RecordBatch]:
@@ -188,6 +190,68 @@ def _row_groups(meta: pq.FileMetaData, step: int) -> Iterator[tuple[int, int]]:
         if rows >= step or group == meta.num_row_groups - 1:
             yield start, group + 1
             start, rows = group + 1, 0
+
+
+def _in_schema(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...] | BadField]:
+    """Each row's values in the types of `SCHEMA`, or the first that has no such value."""
+    table = pa.Table.from_batches([batch]).select(SCHEMA.names)
+    try:
+        columns = table.cast(SCHEMA).to_pydict()
+    except (pa.ArrowInvalid, UnicodeDecodeError):
+        yield from _in_schema_one_by_one(table)
+    else:
+        yield from zip(*columns.values(), strict=True)
+
+
+def _in_schema_one_by_one(table: pa.Table) -> Iterator[tuple[Any, ...] | BadField]:
+    # take, not slice: the cast of a slice of lists casts the items of all the others too
+    columns = [_plain(column.combine_chunks()) for column in table.columns]
+    for row in range(table.num_rows):
+        try:
+            yield tuple(
+                _cast(field.name, column.take([row]), field.type)
+                for field, column in zip(SCHEMA, columns, strict=True)
+            )
+        except BadField as bad:
+            yield bad
+
+
+def _cast(field: str, one: pa.Array, wanted: pa.DataType) -> Any:
+    """The value of an array of one, in the wanted type."""
+    try:
+        return one.cast(wanted).to_pylist()[0]
+    except (pa.ArrowInvalid, UnicodeDecodeError):
+        if pa.types.is_list(wanted):
+            items = _plain(one.flatten())
+            for index in range(len(items)):
+                _cast(f"{field}[{index}]", items.take([index]), wanted.value_type)
+        raise BadField(field, f"is {_shown(one)}; expected {_EXPECTED[wanted.id]}") from None
+
+
+def _plain(array: pa.Array) -> pa.Array:
+    """An array without a dictionary, whose values would all be cast with each row's."""
+    return array.dictionary_decode() if isinstance(array, pa.DictionaryArray) else array
+
+
+def _shown(one: pa.Array) -> str:
+    try:
+        (value,) = one.to_pylist()
+    except UnicodeDecodeError:
+        if not pa.types.is_string(one.type) and not pa.types.is_large_string(one.type):
+            return f"a damaged {one.type}"
+        (value,) = one.cast(pa.large_binary()).to_pylist()
+    if isinstance(value, bytes):
+        return repr(value) if len(value) <= 20 else f"{value[:20]!r}..."
+    return as_json(value if isinstance(value, str | int | float) else str(value))
+
+
+_EXPECTED = {
+    pa.string().id: "a text in UTF-8",
+    pa.binary().id: "the bytes of a picture",
+    pa.bool_().id: "true or false",
+    pa.int64().id: "a whole number",
+    pa.list_(pa.null()).id: "a list",
+}
 
 
 def _stem_row(

@@ -7,9 +7,9 @@ each question, its place and a few hashes. N questions, P pictures.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from clipstem.shards import encode_sample
 from clipstem.sources import BadField, Chunk, DrawnSource, Row, StemSource
 
 HASH_BYTES = 16  # of a SHA-256: enough that two of 10^9 never meet by chance
+MAX_OPEN_SPOOLS = 192  # in each process; a shell may allow no more than 256 files
 NO_SPLIT = -1  # of a question whose split is chosen later
 
 Ints = npt.NDArray[np.int64]
@@ -119,14 +120,20 @@ def spool_chunk(
 
 def read_samples(folder: Path, chunk_N: Ints, start_N: Ints, length_N: Ints) -> Iterator[bytes]:
     """The spooled samples at these places, one by one."""
-    with ExitStack() as stack:
-        files: dict[int, int] = {}
+    files: dict[int, io.FileIO] = {}  # the one that was not used for longest comes first
+    try:
         places = zip(chunk_N.tolist(), start_N.tolist(), length_N.tolist(), strict=True)
         for chunk, start, length in places:
-            if chunk not in files:
-                file = stack.enter_context(spool_path(folder, chunk).open("rb", buffering=0))
-                files[chunk] = file.fileno()
-            yield os.pread(files[chunk], length, start)
+            file = files.pop(chunk, None)
+            if file is None:
+                if len(files) == MAX_OPEN_SPOOLS:
+                    files.pop(next(iter(files))).close()
+                file = spool_path(folder, chunk).open("rb", buffering=0)
+            files[chunk] = file
+            yield os.pread(file.fileno(), length, start)
+    finally:
+        for file in files.values():
+            file.close()
 
 
 class _Place(NamedTuple):

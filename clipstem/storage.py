@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -13,6 +15,8 @@ from pathlib import Path
 from clipstem.question import ClipstemError
 
 TIMEOUT_S = 60
+RETRY_WAITS_S = (1.0, 4.0)  # before the second and the third try of a read over the network
+RETRIED_STATUS = (408, 429, 500, 502, 503, 504)  # what a server says that is busy or restarts
 
 Span = tuple[int, int]  # bytes: first, and one after the last
 
@@ -65,7 +69,10 @@ class Folder:
 
 @dataclass(frozen=True)
 class Site:
-    """Files under an http(s) URL, whose server must know `Range`. Same methods as `Folder`."""
+    """Files under an http(s) URL, whose server must know `Range`. Same methods as `Folder`.
+
+    A read that fails in a way that may pass is tried again after each of `RETRY_WAITS_S`.
+    """
 
     url: str
     gap_bytes = 2**20  # a request costs more than a megabyte
@@ -74,32 +81,69 @@ class Site:
         return f"{self.url.rstrip('/')}/{file}"
 
     def whole(self, file: str) -> bytes:
-        return self._get(file, {})[1]
+        return self._get(file, None)[1]
 
     def pieces(self, file: str, size: int, spans: Sequence[Span]) -> Iterator[bytes]:
-        for start, stop in spans:
-            range_sent, piece = self._get(file, {"Range": f"bytes={start}-{stop - 1}"})
-            found = range_sent.rpartition("/")[2]
-            if found != str(size):
-                raise _wrong_size(self.name(file), int(found), size)
+        for span in spans:
+            found, piece = self._get(file, span)
+            if found not in (None, size):  # where the server does not know it, hashes are enough
+                raise _wrong_size(self.name(file), found, size)
             yield piece
 
-    def _get(self, file: str, headers: dict[str, str]) -> tuple[str, bytes]:
-        """The reply's Content-Range, if it is a part, and its body."""
-        request = urllib.request.Request(self.name(file), headers=headers)
-        try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
-                if "Range" in headers and reply.status != 206:
-                    raise ClipstemError(
-                        f"{self.name(file)}: the server ignores Range requests; use one that "
-                        "knows them, or copy the data to a local folder"
-                    )
-                return reply.headers.get("Content-Range", ""), reply.read()
-        except (urllib.error.URLError, OSError) as error:
+    def _get(self, file: str, span: Span | None) -> tuple[int | None, bytes]:
+        """The file's size, if a span was asked for and the server knows it; the reply's body."""
+        name = self.name(file)
+        waits = iter(RETRY_WAITS_S)
+        while True:
+            try:
+                return _get_once(name, span)
+            except ClipstemError:
+                raise
+            except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: bad URL
+                may_pass = _may_pass(error)
+                reason = " ".join(str(getattr(error, "reason", error)).split())[:200]
+                reason = reason or type(error).__name__
+            if not may_pass:
+                raise ClipstemError(
+                    f"{name}: cannot be read ({reason}); "
+                    "expected the files that python -m clipstem.prepare makes"
+                )
+            if (wait := next(waits, None)) is None:
+                raise ClipstemError(
+                    f"{name}: cannot be read in {len(RETRY_WAITS_S) + 1} tries ({reason}); "
+                    "check the address and the server, or copy the data to a local folder"
+                )
+            time.sleep(wait)
+
+
+def _get_once(url: str, span: Span | None) -> tuple[int | None, bytes]:
+    headers = {} if span is None else {"Range": f"bytes={span[0]}-{span[1] - 1}"}
+    request = urllib.request.Request(url, headers=headers)
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
+        if span is not None and reply.status != 206:
             raise ClipstemError(
-                f"{self.name(file)}: cannot be read ({getattr(error, 'reason', error)}); "
-                "expected the files that python -m clipstem.prepare makes"
-            ) from None
+                f"{url}: the server ignores Range requests; use one that "
+                "knows them, or copy the data to a local folder"
+            )
+        range_sent, body = reply.headers.get("Content-Range", ""), reply.read()
+    if span is None:
+        return None, body
+    if not (sent := re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", range_sent)):
+        raise ClipstemError(
+            f"{url}: the server's Content-Range is '{range_sent}'; expected one like "
+            "'bytes 0-511/2048'; use another server, or copy the data to a local folder"
+        )
+    missing = int(sent[2]) + 1 - int(sent[1]) - len(body)
+    if missing > 0:
+        raise http.client.IncompleteRead(body, missing)
+    return None if sent[3] == "*" else int(sent[3]), body
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a second try may succeed: not where the URL is wrong or the file is not there."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code in RETRIED_STATUS
+    return not isinstance(error, http.client.InvalidURL | ValueError)
 
 
 def storage(location: str) -> Folder | Site:

@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import logging
+import warnings
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -179,34 +180,64 @@ def create(config: ModelConfig, seed: int = 0) -> Towers:
         torch.manual_seed(seed)
         try:
             model = _open(config)
+            _check_causal(model, config.name)
+            model_cfg = _model_cfg(config)
+            tokenizer = _tokenizer(config, model_cfg)
         except ClipstemError:
             raise
-        except (RuntimeError, ValueError, TypeError, OSError) as error:
+        except Exception as error:  # open_clip raises anything for a file that is not its own
             raise ClipstemError(_why_not(config, error)) from error
-    _check_causal(model, config.name)
-    model_cfg = _model_cfg(config)
-    spec = _spec(model, config.picture_fit)
-    return Towers(model, model_cfg, spec, ClipTokenizer(_tokenizer(config, model_cfg)))
+    return Towers(model, model_cfg, _spec(model, config.picture_fit), ClipTokenizer(tokenizer))
 
 
 def _open(config: ModelConfig) -> Any:
+    _refuse_contradictions(config)
     if config.architecture:
-        if config.name in open_clip.list_models():
-            raise ClipstemError(
-                f"conf key 'model.name': '{config.name}' is an open_clip model, but "
-                "'model.architecture' describes another one; use model=open_clip model.name="
-                f"{config.name}"
-            )
         return open_clip.CLIP(**copy.deepcopy(config.architecture))
     size = {} if config.image_size is None else {"force_image_size": config.image_size}
-    return open_clip.create_model(
-        config.name, pretrained=config.pretrained, weights_only=True, **size
-    )
+    with warnings.catch_warnings():
+        # open_clip warns and goes on with the wrong activation; here it is an error.
+        warnings.filterwarnings("error", "QuickGELU mismatch")
+        return open_clip.create_model(
+            config.name,
+            pretrained=config.pretrained,
+            weights_only=True,
+            # Without this, weights that are missing are drawn at random, with a log line.
+            require_pretrained=config.pretrained is not None or ":" in config.name,
+            **size,
+        )
+
+
+def _refuse_contradictions(config: ModelConfig) -> None:
+    """Refuse settings that would be passed over."""
+    if config.architecture and config.name in open_clip.list_models():
+        raise ClipstemError(
+            f"conf key 'model.name': '{config.name}' is an open_clip model, but "
+            "'model.architecture' describes another one; use model=open_clip model.name="
+            f"{config.name}"
+        )
+    given = {"pretrained": config.pretrained, "image_size": config.image_size}
+    for key, value in given.items():
+        if config.architecture and value is not None:
+            raise ClipstemError(
+                f"conf key 'model.{key}': {value} has no effect on model.architecture of "
+                f"'{config.name}'; leave it out, or use model=open_clip model.name=<a model>"
+            )
+    if ":" in config.name and config.pretrained is not None:
+        raise ClipstemError(
+            f"conf key 'model.pretrained': {config.pretrained} has no effect, because "
+            f"'{config.name}' brings its own weights; leave it out"
+        )
 
 
 def _why_not(config: ModelConfig, error: Exception) -> str:
     """Which part of `model` is wrong, and what would be right."""
-    first = str(error).splitlines()[0]
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    if "QuickGELU mismatch" in first:
+        return (
+            f"conf key 'model.name': the weights '{config.pretrained}' were trained with QuickGELU "
+            f"and {config.name} computes GELU, or the reverse; use {config.name}-quickgelu"
+        )
     if config.architecture:
         return f"conf key 'model.architecture' is no open_clip model: {first}"
     if ":" in config.name:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from clipstem import console, loader, run, shards, towers
-from clipstem.config import ModelConfig, TrainConfig, verb
+from clipstem.atomic import new_folder
+from clipstem.config import ModelConfig, Precision, TrainConfig, verb
 from clipstem.learner import Bar, CsvLog, EvaluateOnTune, Learner
-from clipstem.metrics import summarize
 from clipstem.question import ClipstemError
 from clipstem.run import Run
-from clipstem.scorer import Scorer, uses_bf16
+from clipstem.scorer import Scorer
 from clipstem.shards import Dataset
 
 log = logging.getLogger(__name__)
@@ -35,13 +38,13 @@ def train(config: TrainConfig) -> Run:
     # ---- data and model, before anything is written
     dataset = shards.open_dataset(config.data)
     order_SN = training_order(dataset, config)
-    model = towers.create(config.model, config.seed)
-    scorer = Scorer(
-        model,
-        config.trainer,
-        problem_picture=config.model.problem_picture,
-        provenance={"run": config.out, "model": config.model.name},
-    )
+    has_tune = loader.has_answers(dataset, "tune")
+    provenance = {
+        "run": config.out,
+        "model": config.model.name,
+        "train_questions_of_skill": dataset.manifest.skills["train"],
+    }
+    scorer = _scorer(towers.create(config.model, config.seed), config, provenance)
     # ---- the run's folder
     made = run.start(
         Path(config.out), OmegaConf.to_yaml(OmegaConf.structured(config)), config.resume
@@ -54,15 +57,17 @@ def train(config: TrainConfig) -> Run:
             f"{config.data}: is not the data that {made.folder} began with (data_sha256 differs)"
         )
     # ---- steps
-    _fit(config, dataset, order_SN, scorer, made)
+    best = _fit(config, dataset, order_SN, scorer, made)
     # ---- what comes out: the best weights, calibrated on tune, scored on valid
-    best = towers.create(ModelConfig(name=f"local-dir:{made.best}"))
-    scorer.model.model.load_state_dict(best.model.state_dict())
-    if "tune" in dataset.manifest.questions:
-        scorer.calibrate(scorer.predict(dataset, "tune", config.batch_size))
-    shutil.copytree(made.best, made.weights, dirs_exist_ok=True)
+    scorer = _scorer(towers.create(ModelConfig(name=f"local-dir:{best}")), config, provenance)
+    if has_tune:
+        scorer.calibrate(scorer.predict(dataset, "tune", _at_once(config)))
+    shutil.rmtree(made.weights, ignore_errors=True)  # of a run that was stopped just here
+    with new_folder(made.weights) as partial:
+        scorer.model.save(partial)
     made.write_facts(
         model=config.model.name,
+        train_questions_of_skill=provenance["train_questions_of_skill"],
         temperature=scorer.temperature,
         problem_picture=config.model.problem_picture.value,
         weights_sha256=scorer.model.weights_sha256(),
@@ -71,6 +76,16 @@ def train(config: TrainConfig) -> Run:
         score_valid(scorer, dataset, config, made)
     made.finish()
     return made
+
+
+def _scorer(model: towers.Towers, config: TrainConfig, provenance: dict[str, Any]) -> Scorer:
+    mode = config.model.problem_picture
+    return Scorer(model, config.trainer, problem_picture=mode, provenance=provenance)
+
+
+def _at_once(config: TrainConfig) -> int:
+    """Questions that fit on the device together."""
+    return config.batch_size // config.accumulate
 
 
 def training_order(dataset: Dataset, config: TrainConfig) -> NDArray[np.int64]:
@@ -93,18 +108,17 @@ def training_order(dataset: Dataset, config: TrainConfig) -> NDArray[np.int64]:
     steps = config.steps or max(1, round(config.epochs * per_epoch))
     rows: list[NDArray[np.int64]] = []
     for epoch in range(-(-steps // per_epoch)):
-        numbers = shards.order(dataset.manifest, "train", config.seed, epoch, 1)[:, 0]
+        numbers = shards.order(dataset.manifest, "train", config.seed, epoch)
         rows.append(loader.batched(numbers[flags[numbers]], config.batch_size))
     return np.concatenate(rows)[:steps]
 
 
 def _fit(
     config: TrainConfig, dataset: Dataset, order_SN: NDArray[np.int64], scorer: Scorer, made: Run
-) -> None:
-    if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
+) -> Path:
+    """Run the steps that are left; returns the folder of the best weights."""
     on_cuda = scorer.device.type == "cuda"
-    # Deterministic kernels cost nothing on the CPU; on CUDA some do not exist.
+    # Deterministic kernels are as fast on the CPU; on CUDA some do not exist.
     torch.use_deterministic_algorithms(not on_cuda)
     # Nothing here reads memory that it has not written; filling it cost a tenth of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -118,52 +132,72 @@ def _fit(
         config.model.problem_picture,
         parts=config.accumulate,
     )
-    checkpoint = made.last_checkpoint if made.last_checkpoint.exists() else None
+    checkpoint, done = _checkpoint(made)
+    evaluate = EvaluateOnTune(made, config, dataset, scorer)
     trainer = L.Trainer(
         accelerator="gpu" if on_cuda else "cpu",
         devices=1,
-        precision="bf16-mixed" if uses_bf16(scorer.device, config.trainer.precision) else "32-true",
+        precision="bf16-mixed" if _uses_bf16(config.trainer.precision, on_cuda) else "32-true",
         max_epochs=1,  # one pass over the run's batches, however many epochs of questions they are
         max_steps=len(order_SN),
         accumulate_grad_batches=config.accumulate,
-        gradient_clip_val=config.optimizer.clip_norm,
         logger=[
-            TensorBoardLogger(made.folder, name="", version="tensorboard"),
-            CsvLog(made.metrics),
+            TensorBoardLogger(made.folder, name="", version="tensorboard", purge_step=done + 1),
+            CsvLog(made.metrics, done),
         ],
-        callbacks=[
-            EvaluateOnTune(made, config, dataset, scorer),
-            Bar(),
-        ],
+        callbacks=[evaluate, Bar()],
         log_every_n_steps=min(10, len(order_SN)),
         enable_checkpointing=False,
         enable_model_summary=False,
     )
-    done = 0 if checkpoint is None else torch.load(checkpoint, weights_only=True)["global_step"]
     data = loader.load(batches, config.trainer.workers, done * config.accumulate, pin=on_cuda)
     with warnings.catch_warnings():
         # One process reads ahead of the model on purpose, and the loader is resumed by `start`.
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own use of torch
-        trainer.fit(
-            Learner(scorer.model, config, len(order_SN)),
-            data,
-            ckpt_path=checkpoint,
-            weights_only=True,
-        )
+        learner = Learner(scorer.model, config, len(order_SN))
+        try:
+            trainer.fit(learner, data, ckpt_path=checkpoint, weights_only=True)
+        except SIGTERMException:  # Lightning would exit with 0
+            log.info("terminated; go on with resume=true")
+            raise SystemExit(128 + signal.SIGTERM) from None
+        except SystemExit as stopped:  # Lightning's answer to Ctrl-C
+            if isinstance(stopped.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            raise
+    return made.checkpoint(evaluate.best)
+
+
+def _uses_bf16(precision: Precision, on_cuda: bool) -> bool:
+    return precision is Precision.bf16 or (precision is Precision.auto and on_cuda)
+
+
+def _checkpoint(made: Run) -> tuple[Path | None, int]:
+    """The checkpoint to go on from, if there is one, and the steps that are done.
+
+    Raises:
+        ClipstemError: if it cannot be read.
+    """
+    path = made.last_checkpoint
+    if not path.exists():
+        return None, 0
+    try:
+        return path, int(torch.load(path, map_location="cpu", weights_only=True)["global_step"])
+    except Exception as error:  # a damaged file makes torch raise anything
+        raise ClipstemError(
+            f"{path}: is damaged ({str(error).splitlines()[0]}); move {made.folder} away and "
+            "start again"
+        ) from error
 
 
 def score_valid(scorer: Scorer, dataset: Dataset, config: TrainConfig, made: Run) -> None:
     """Write and print the predictions for `valid`, which nothing in training has looked at."""
     with console.progress_bar("valid", dataset.size("valid")) as progress:
-        found = scorer.predict(dataset, "valid", config.batch_size, progress)
+        found = scorer.predict(dataset, "valid", _at_once(config), progress)
     # A run that was stopped just before its end has written them already.
     found.write(made.predictions("valid"), replace=True)
-    summary = summarize(
-        found.probs_QK, found.answer_Q, found.num_options_Q, found.columns["subject"]
-    )
-    console.show_summary(f"{made.folder}: valid", summary, found)
+    console.show_predictions(f"{made.folder}: valid", found)
 
 
 @verb("train", TrainConfig)

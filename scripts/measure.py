@@ -181,7 +181,10 @@ def printed(figures: dict[str, Any]) -> str:
     }
     for name, (accuracy, chance, questions) in {**figures["subjects"], **means}.items():
         lines.append(f"{name:<26}{questions:>9,}{100 * accuracy:>12.1f}{100 * chance:>10.1f}")
-    lines.append(f"{figures['mastered']} of {len(figures['skills'])} skills at 90 % or more")
+    lines.append(
+        f"{figures['mastered']} of {len(figures['skills'])} skills at 90 % or more; "
+        f"negative log-likelihood {figures['nll']:.3f} nats"
+    )
     return "\n".join([*lines, "```"])
 
 
@@ -198,10 +201,11 @@ def with_blocks(text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("experiments", nargs="*", help="files of conf/experiment, without .yaml")
-    for name in parser.parse_args().experiments:
-        experiment = EXPERIMENTS / f"{name}.yaml"
-        figures = measure(experiment)
+    names = parser.parse_args().experiments
+    # All are measured before a file changes, so that each names the commit it was measured on.
+    for name, figures in [(name, measure(EXPERIMENTS / f"{name}.yaml")) for name in names]:
         (BENCHMARKS / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
+        experiment = EXPERIMENTS / f"{name}.yaml"
         text = re.sub(
             r"(?m)^# Result   .*$", f"# Result   {result_line(figures)}", experiment.read_text()
         )

@@ -31,7 +31,7 @@ def run(drawn_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(data: Path, **given: Any) -> PredictConfig:
-    return PredictConfig(data=str(data), trainer=ON_CPU, **given)
+    return PredictConfig(data=str(data), trainer=ON_CPU, **{"split": "valid", **given})
 
 
 def test_every_split_gets_its_file(run: Path, drawn_data: Path, tmp_path: Path) -> None:
@@ -109,6 +109,8 @@ def test_preds_txt_has_a_line_for_each_row_of_test(
             "'model.name': 'ViT-B-32' is an open_clip model, but 'model.architecture' describes",
         ),
         (["run=x", "temperature=0"], "conf key 'temperature': 0.0 is not above 0"),
+        (["split=all", "run=x", "preds_txt=p.txt"], "conf key 'preds_txt': is one file for one"),
+        (["model=vit_b23", "out=x"], "conf key 'model': there is no 'vit_b23'; did you mean"),
         (["run=x", "+typo=1"], "conf key 'typo' is unknown"),
         (["run=x", "splt=valid"], "conf key 'splt' is unknown; did you mean 'split'?"),
     ],
@@ -121,7 +123,7 @@ def test_a_mistake_prints_one_line_and_exits_with_2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["predict", f"data={drawn_data}", *arguments])
+    monkeypatch.setattr("sys.argv", ["predict", f"data={drawn_data}", "split=valid", *arguments])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         main()

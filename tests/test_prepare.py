@@ -530,6 +530,114 @@ def test_each_bad_stem_row_is_skipped_with_its_reason(tmp_path: Path) -> None:
         assert line["reason"][: len(reason)] == reason
 
 
+def with_types(**types: pa.DataType) -> pa.Schema:
+    return pa.schema([pa.field(field.name, types.get(field.name, field.type)) for field in SCHEMA])
+
+
+NOT_TEXT = b"\xff\xfe or not"
+CAST_BAD_ROWS: list[tuple[dict[str, pa.DataType], dict[str, Any], str, str]] = [
+    ({"answer_idx": pa.float64()}, {"answer_idx": 1.5}, "answer_idx", "1.5; expected a whole numb"),
+    ({"answer_idx": pa.float64()}, {"answer_idx": float("nan")}, "answer_idx", "NaN; expected a "),
+    ({"answer_idx": pa.uint64()}, {"answer_idx": 2**63}, "answer_idx", f"{2**63}; expected a who"),
+    (
+        {"answer_idx": pa.string()},
+        {"answer_idx": "B"},
+        "answer_idx",
+        '"B"; expected a whole number',
+    ),
+    ({"pic_prob": pa.string()}, {"pic_prob": "maybe"}, "pic_prob", '"maybe"; expected true or fal'),
+    (
+        {"problem": pa.binary()},
+        {"problem": NOT_TEXT},
+        "problem",
+        "b'\\xff\\xfe or not'; expected a text in UTF-8",
+    ),
+    (
+        {"problem": pa.binary()},
+        {"problem": b"\xff" + bytes(999)},
+        "problem",
+        "b'\\xff" + 19 * "\\x00" + "'...; expected a text in UTF-8",
+    ),
+    (
+        {"choices": pa.list_(pa.binary())},
+        {"choices": [b"a", NOT_TEXT]},
+        "choices[1]",
+        "b'\\xff\\xfe or not'; expected a text in UTF-8",
+    ),
+]
+
+
+@pytest.mark.parametrize(("types", "change", "field", "reason"), CAST_BAD_ROWS)
+def test_a_value_of_another_type_is_one_bad_row(
+    tmp_path: Path,
+    types: dict[str, pa.DataType],
+    change: dict[str, Any],
+    field: str,
+    reason: str,
+) -> None:
+    def typed(values: dict[str, Any]) -> dict[str, Any]:
+        arrays = {k: pa.array([values[k]], SCHEMA.field(k).type).cast(t) for k, t in types.items()}
+        return values | {name: array.to_pylist()[0] for name, array in arrays.items()}
+
+    rows = [typed(stem(0)), typed(stem(1)) | change, typed(stem(2))]
+    write_parquet(tmp_path / "in" / "test-0.parquet", rows, with_types(**types))
+    dataset = prepared(tmp_path, tmp_path / "in", source=Source.stem)
+    found = questions_of(dataset)
+    assert {id: question.problem for id, (_, question) in found.items()} == {
+        "test-0": "What, 0?",
+        "test-2": "What, 2?",
+    }
+    (line,) = skipped(tmp_path)
+    assert (line["row"], line["field"]) == (1, field)
+    assert line["reason"].startswith(f"is {reason}")
+    assert len(line["reason"]) < 150
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_a_text_column_with_other_bytes_is_one_bad_row(tmp_path: Path, dictionary: bool) -> None:
+    """Parquet's readers do not check that a text is UTF-8."""
+    table = pa.Table.from_pylist([stem(i) for i in range(3)], SCHEMA)
+    problems = pa.array([b"What, 0?", NOT_TEXT, b"What, 2?"])
+    options = pa.array([b"a", b"b", b"a", NOT_TEXT, b"a", b"b"]).view(pa.string())
+    column: pa.Array = problems.view(pa.string())
+    if dictionary:
+        column = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2]), problems)
+    else:
+        choices = pa.ListArray.from_arrays(pa.array([0, 2, 4, 6], pa.int32()), options)
+        table = table.set_column(SCHEMA.get_field_index("choices"), "choices", choices)
+    table = table.set_column(SCHEMA.get_field_index("problem"), "problem", column)
+    (tmp_path / "in").mkdir()
+    pq.write_table(table, tmp_path / "in" / "test-0.parquet")
+    dataset = prepared(tmp_path, tmp_path / "in", source=Source.stem)
+    assert questions_of(dataset).keys() == {"test-0", "test-2"}
+    (line,) = skipped(tmp_path)
+    reason = r"is b'\xff\xfe or not'; expected a text in UTF-8"
+    assert (line["row"], line["field"], line["reason"]) == (1, "problem", reason)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
+def test_more_files_than_can_be_open_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(20):
+        write_parquet(tmp_path / "in" / f"test-{i:02d}.parquet", [stem(i)])
+    most = 0
+
+    def counted(file: int, length: int, start: int) -> bytes:
+        nonlocal most
+        spools = [p for p in Path("/proc/self/fd").iterdir() if str(p.resolve()).endswith(".spool")]
+        most = max(most, len(spools))
+        return pread(file, length, start)
+
+    pread = os.pread
+    monkeypatch.setattr("clipstem.spool.MAX_OPEN_SPOOLS", 3)
+    monkeypatch.setattr("clipstem.spool.os.pread", counted)
+    dataset = prepared(tmp_path, tmp_path / "in", source=Source.stem)
+    monkeypatch.undo()
+    assert questions_of(dataset).keys() == {f"test-{i}" for i in range(20)}
+    assert most == 3
+
+
 def test_wrong_files_are_refused_by_name(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

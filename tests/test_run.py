@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from clipstem.run import Run
 def unfinished(folder: Path) -> Run:
     """A run that has written its first checkpoint."""
     made = run.start(folder, "seed: 1\n", resume=False)
+    made.write_facts(seed=1)
     made.last_checkpoint.parent.mkdir()
     made.last_checkpoint.write_bytes(b"")
     return made
@@ -34,7 +37,7 @@ def test_a_start_makes_the_folder_with_the_config(tmp_path: Path) -> None:
 def test_names_are_those_of_the_readme(tmp_path: Path) -> None:
     made = Run(tmp_path)
     assert made.weights == tmp_path / "weights"
-    assert made.best == tmp_path / "checkpoints" / "best"
+    assert made.checkpoint("best-1") == tmp_path / "checkpoints" / "best-1"
     assert made.last_checkpoint == tmp_path / "checkpoints" / "last.ckpt"
     assert made.metrics == tmp_path / "metrics.csv"
     assert made.predictions("valid") == tmp_path / "predictions" / "valid.parquet"
@@ -59,7 +62,8 @@ def test_a_finished_run_is_refused(resume: bool, tmp_path: Path) -> None:
 
 
 def test_an_unfinished_run_is_taken_up_on_another_machine(tmp_path: Path) -> None:
-    run.start(tmp_path / "a", "seed: 1\ntrainer: {workers: 1}\n", resume=False)
+    first = run.start(tmp_path / "a", "seed: 1\ntrainer: {workers: 1}\n", resume=False)
+    first.write_facts(seed=1)
     again = run.start(tmp_path / "a", "seed: 1\ntrainer: {workers: 4}\n", resume=True)
     assert again.config.read_text() == "seed: 1\ntrainer: {workers: 1}\n"
 
@@ -102,6 +106,28 @@ def test_only_a_finished_run_can_be_used(tmp_path: Path) -> None:
     made.finish()
     assert made.is_done
     assert run.finished(tmp_path / "a") == made
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
+def test_the_commit_is_clipstems_own_and_no_other_repositorys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> None:
+        who = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+        subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True)
+
+    installed = tmp_path / ".venv" / "clipstem" / "run.py"
+    installed.parent.mkdir(parents=True)
+    installed.touch()
+    monkeypatch.setattr(run, "__file__", str(installed))
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message=theirs")
+    assert run.environment()["commit"] is None
+    git("add", str(installed))
+    git("commit", "--quiet", "--message=ours")
+    assert re.fullmatch(r"[0-9a-f]{40}", run.environment()["commit"])
+    installed.write_text("changed")
+    assert re.fullmatch(r"[0-9a-f]{40}-dirty", run.environment()["commit"])
 
 
 def test_the_environment_names_code_versions_and_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Shards: what is written is what is read, each batch order is exact, damage is found and named."""
+"""Shards: what is written is what is read, each order is exact, damage is found and named."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,6 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from clipstem import storage
 from clipstem.question import ClipstemError, Kind, Picture, Question
 from clipstem.shards import (
     FORMAT_VERSION,
@@ -228,9 +230,18 @@ def test_what_is_no_prepared_folder_says_what_to_do(tmp_path: Path) -> None:
 
 def test_an_unknown_split_names_those_there_are(tmp_path: Path) -> None:
     _, dataset = ten(tmp_path / "data")
-    for ask in (dataset.size, dataset.index, partial(dataset.read, indices=[0])):
-        with pytest.raises(ClipstemError, match="there is no split 'valid'; this data has train"):
+    for ask in (
+        dataset.shards_of,
+        dataset.size,
+        dataset.index,
+        partial(dataset.read, indices=[0]),
+    ):
+        with pytest.raises(ClipstemError) as error:
             ask("valid")
+        message = "there is no split 'valid'; this data has train"
+        assert str(error.value) == f"{tmp_path}/data: {message}"
+    with pytest.raises(ClipstemError, match=f"^{message}$"):
+        dataset.manifest.of_split("valid")
 
 
 def test_a_later_format_asks_for_an_update(tmp_path: Path) -> None:
@@ -315,6 +326,7 @@ class WithRange(SimpleHTTPRequestHandler):
         if not wanted or not path.is_file():
             return super().do_GET()
         data, (start, last) = path.read_bytes(), map(int, wanted.groups())
+        last = min(last, len(data) - 1)
         self.send_response(206)
         self.send_header("Content-Range", f"bytes {start}-{last}/{len(data)}")
         self.send_header("Content-Length", str(last + 1 - start))
@@ -361,11 +373,13 @@ def test_reads_over_http(tmp_path: Path, serve: Serve) -> None:
     ):
         open_dataset(f"{url}/elsewhere")
     shard = tmp_path / "data" / "train-000000.tar"
-    shard.write_bytes(shard.read_bytes() + b"more")
-    with pytest.raises(
-        ClipstemError, match=r"train-000000.tar: has [\d,]+ bytes, the manifest says"
-    ):
-        dataset.read("train", [0])
+    whole = shard.read_bytes()
+    for changed in (whole + b"more", whole[:700]):
+        shard.write_bytes(changed)
+        with pytest.raises(
+            ClipstemError, match=rf"000000.tar: has {len(changed):,} bytes, the manifest says"
+        ):
+            dataset.read("train", [0])
 
 
 def test_a_server_without_range_is_refused(tmp_path: Path, serve: Serve) -> None:
@@ -375,9 +389,143 @@ def test_a_server_without_range_is_refused(tmp_path: Path, serve: Serve) -> None
         dataset.read("train", [0])
 
 
-def test_no_server_is_a_clear_error() -> None:
-    with pytest.raises(ClipstemError, match=r"http://127.0.0.1:9/x/manifest.json: cannot be read"):
+class Dropping(WithRange):
+    """Answers each file's first requests wrongly, in the ways of `faults`; counts all requests."""
+
+    faults: ClassVar[tuple[str, ...]] = ()
+    requests: ClassVar[dict[str, int]] = {}
+
+    def do_GET(self) -> None:
+        number = self.requests.get(self.path, 0)
+        self.requests[self.path] = number + 1
+        if number >= len(self.faults):
+            return super().do_GET()
+        fault = self.faults[number]
+        if fault.isdecimal():
+            return self.send_error(int(fault))
+        if fault == "no status":
+            self.wfile.write(b"nonsense\r\n\r\n")
+        elif fault == "short":
+            self.send_response(206)
+            self.send_header("Content-Range", "bytes 0-99/100")
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            self.wfile.write(b"x")
+        elif fault == "short, no length":
+            self.send_response(206)
+            self.send_header("Content-Range", "bytes 0-99/100")
+            self.end_headers()
+            self.wfile.write(b"x")
+        self.close_connection = True  # "nothing" sends not even a status
+        return None
+
+
+@pytest.fixture
+def dropping(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, int]]:
+    """Sets the faults; returns the number of requests by path. Nobody waits between tries."""
+
+    def set_faults(*faults: str) -> dict[str, int]:
+        requests: dict[str, int] = {}
+        monkeypatch.setattr(Dropping, "faults", faults)
+        monkeypatch.setattr(Dropping, "requests", requests)
+        return requests
+
+    monkeypatch.setattr(storage, "RETRY_WAITS_S", (0.0, 0.0))
+    return set_faults
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [("nothing",), ("short", "nothing"), ("503", "429"), ("no status",)],
+)
+def test_a_dropped_connection_is_tried_again(
+    tmp_path: Path, serve: Serve, dropping: Callable[..., dict[str, int]], faults: tuple[str, ...]
+) -> None:
+    questions, _ = ten(tmp_path / "data")
+    requests = dropping(*faults)
+    dataset = open_dataset(serve(tmp_path / "data", Dropping))
+    assert dataset.read("train", [1, 5]) == [questions[1], questions[5]]
+    assert requests["/manifest.json"] == requests["/train-000001.tar"] == len(faults) + 1
+
+
+def test_a_short_piece_is_asked_for_again(
+    tmp_path: Path, serve: Serve, dropping: Callable[..., dict[str, int]]
+) -> None:
+    questions, dataset = ten(tmp_path / "data")
+    over_http = Dataset(serve(tmp_path / "data", Dropping), dataset.manifest)
+    over_http.read("train", [0])  # the index is known from here on
+    dropping("short, no length")
+    assert over_http.read("train", [0, 2]) == [questions[0], questions[2]]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("nothing", "Remote end closed connection without response"),
+        ("short", r"IncompleteRead\(1 bytes read, 99 more expected\)"),
+        ("503", "Service Unavailable"),
+    ],
+)
+def test_the_third_dropped_connection_is_one_clear_line(
+    tmp_path: Path,
+    serve: Serve,
+    dropping: Callable[..., dict[str, int]],
+    fault: str,
+    reason: str,
+) -> None:
+    ten(tmp_path / "data")
+    requests = dropping(fault, fault, fault)
+    url = serve(tmp_path / "data", Dropping)
+    message = (
+        rf"^{url}/manifest.json: cannot be read in 3 tries \({reason}\); check the address .*$"
+    )
+    with pytest.raises(ClipstemError, match=message):
+        open_dataset(url)
+    assert requests == {"/manifest.json": 3}
+
+
+def test_a_missing_file_is_not_asked_for_again(
+    tmp_path: Path, serve: Serve, dropping: Callable[..., dict[str, int]]
+) -> None:
+    requests = dropping()
+    with pytest.raises(ClipstemError, match=r"manifest.json: cannot be read \(File not found\)"):
+        open_dataset(serve(tmp_path, Dropping))
+    assert requests == {"/manifest.json": 1}
+
+
+def test_a_server_that_does_not_say_the_size_is_read_and_one_that_says_nonsense_is_refused(
+    tmp_path: Path, serve: Serve
+) -> None:
+    class Says(WithRange):
+        size = "*"
+
+        def send_header(self, keyword: str, value: str) -> None:
+            if keyword == "Content-Range":
+                value = value.rpartition("/")[0] + f"/{self.size}"
+            super().send_header(keyword, value)
+
+    questions, _ = ten(tmp_path / "data")
+    dataset = open_dataset(serve(tmp_path / "data", Says))
+    assert dataset.read("train", [0, 9]) == [questions[0], questions[9]]
+    Says.size = "many"
+    with pytest.raises(
+        ClipstemError, match=r"000000.tar: the server's Content-Range is 'bytes \d+-\d+/many'; "
+    ):
+        dataset.read("train", [0])
+
+
+def test_no_server_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "RETRY_WAITS_S", (0.0,))
+    with pytest.raises(
+        ClipstemError, match=r"http://127.0.0.1:9/x/manifest.json: cannot be read in 2 tries \(.+\)"
+    ):
         open_dataset("http://127.0.0.1:9/x")
+
+
+@pytest.mark.parametrize("url", ["http://[x", "http://127.0.0.1:9/ä", "http://127.0.0.1:9/a b"])
+def test_what_is_no_url_is_a_clear_error_at_once(url: str) -> None:
+    with pytest.raises(ClipstemError, match=rf"{re.escape(url)}/manifest.json: cannot be read \("):
+        open_dataset(url)
 
 
 def test_a_pipe_is_only_a_folder_that_is_not_there(tmp_path: Path) -> None:
@@ -400,38 +548,19 @@ def sized(*questions: int) -> Manifest:
 @given(
     st.lists(st.integers(1, 3 * WINDOW), min_size=1, max_size=5),
     st.integers(0, 2**32),
-    st.none() | st.integers(0, 1000),
-    st.integers(1, 999),
+    st.integers(0, 1000),
 )
 @settings(max_examples=50, deadline=None)
-def test_each_question_comes_exactly_once(
-    counts: list[int], seed: int, epoch: int | None, batch_size: int
-) -> None:
-    batches = order(sized(*counts), "train", seed, epoch, batch_size)
-    assert batches.dtype == np.int64
-    assert batches.shape == (-(-sum(counts) // batch_size), batch_size)
-    numbers = batches[batches >= 0]
+def test_each_question_comes_exactly_once(counts: list[int], seed: int, epoch: int) -> None:
+    numbers = order(sized(*counts), "train", seed, epoch)
+    assert numbers.dtype == np.int64
     assert sorted(numbers.tolist()) == list(range(sum(counts)))
-    filling = batches.ravel()[sum(counts) :]
-    assert (filling == -1).all()
-    assert (order(sized(*counts), "train", seed, epoch, batch_size) == batches).all()
-
-
-def test_without_an_epoch_the_order_is_the_natural_one() -> None:
-    batches = order(sized(3, 2), "train", 1, None, 4)
-    assert batches.tolist() == [[0, 1, 2, 3], [4, -1, -1, -1]]
-
-
-def test_the_batch_size_cuts_the_order_and_does_not_change_it() -> None:
-    flat = [
-        order(sized(50, 50), "train", 1, 2, size).ravel()[:100].tolist() for size in (1, 7, 100)
-    ]
-    assert flat[0] == flat[1] == flat[2]
+    assert (order(sized(*counts), "train", seed, epoch) == numbers).all()
 
 
 def test_epochs_and_seeds_differ() -> None:
     orders = {
-        tuple(order(sized(100), "train", seed, epoch, 100)[0])
+        tuple(order(sized(100), "train", seed, epoch).tolist())
         for seed in range(3)
         for epoch in range(3)
     }
@@ -441,7 +570,7 @@ def test_epochs_and_seeds_differ() -> None:
 def test_reads_stay_near_each_other() -> None:
     """A window's questions come from the few shards that it covers."""
     counts = [2000] * 50
-    numbers = order(sized(*counts), "train", 0, 0, 1).ravel()
+    numbers = order(sized(*counts), "train", 0, 0)
     for start in range(0, len(numbers), WINDOW):
         shards = set((numbers[start : start + WINDOW] // 2000).tolist())
         assert len(shards) <= -(-WINDOW // 2000) + 1
@@ -449,5 +578,5 @@ def test_reads_stay_near_each_other() -> None:
 
 def test_the_order_is_the_one_of_yesterday() -> None:
     """A resumed run relies on it: a change here is a change of format."""
-    digest = hashlib.sha256(order(sized(9000, 1000), "train", 3, 4, 10).tobytes()).hexdigest()
+    digest = hashlib.sha256(order(sized(9000, 1000), "train", 3, 4).tobytes()).hexdigest()
     assert digest == "6b893d7cac444db8087e0a6a43d335606e558973da410918f74de2dfb9b1d205"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,27 @@ def test_a_saved_model_comes_back_the_same(tiny: Towers, tmp_path: Path) -> None
     assert again.model_cfg == tiny.model_cfg
 
 
+def test_weights_that_are_missing_are_not_drawn_at_random(tiny: Towers, tmp_path: Path) -> None:
+    tiny.save(tmp_path)
+    (tmp_path / towers.WEIGHTS_FILE).unlink()
+    with pytest.raises(ClipstemError, match=r"cannot be opened: .*could not be loaded"):
+        towers.create(ModelConfig(name=f"local-dir:{tmp_path}"))
+
+
+def test_weights_that_are_cut_off_are_refused(tiny: Towers, tmp_path: Path) -> None:
+    tiny.save(tmp_path)
+    weights = tmp_path / towers.WEIGHTS_FILE
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ClipstemError, match="cannot be opened"):
+        towers.create(ModelConfig(name=f"local-dir:{tmp_path}"))
+
+
+def test_weights_for_the_other_gelu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *_, **__: "weights.pt")
+    with pytest.raises(ClipstemError, match=r"trained with QuickGELU.*use RN50-quickgelu"):
+        towers.create(ModelConfig(name="RN50", pretrained="openai"))
+
+
 def test_the_weights_hash_sees_a_single_bit(tiny: Towers) -> None:
     before = tiny.weights_sha256()
     with torch.no_grad():
@@ -136,6 +158,16 @@ def test_pixels_are_normalised_as_the_transform_does(tiny: Towers) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        (ModelConfig(name="ViT-B/23"), "'ViT-B/23' is no open_clip model; did you mean 'ViT-B-"),
+        (
+            replace(model_config("tiny"), pretrained="openai"),
+            "'model.pretrained': openai has no effect on model.architecture of 'tiny'",
+        ),
+        (replace(model_config("tiny"), image_size=96), "'model.image_size': 96 has no effect"),
+        (
+            ModelConfig(name="local-dir:x", pretrained="openai"),
+            "'model.pretrained': openai has no effect, because 'local-dir:x' brings its own",
+        ),
         (ModelConfig(name="ViT-B-23"), "'ViT-B-23' is no open_clip model; did you mean 'ViT-B-32'"),
         (ModelConfig(name="local-dir:nowhere"), "'local-dir:nowhere' cannot be opened"),
         (

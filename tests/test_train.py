@@ -4,6 +4,10 @@ import csv
 import importlib.metadata
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +16,27 @@ import open_clip
 import pytest
 import torch
 from oracle import oracle_of_folder
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
 from clipstem import loader, prediction, scorer, shards, towers
-from clipstem.config import ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig, model_config
+from clipstem.config import (
+    ModelConfig,
+    OptimizerConfig,
+    Precision,
+    PrepareConfig,
+    Source,
+    TrainConfig,
+    TrainerConfig,
+    model_config,
+)
 from clipstem.learner import Learner, adamw, rate_factor
+from clipstem.packing import PackedTexts, pack
 from clipstem.pairs import PairBatch
+from clipstem.prepare import prepare
 from clipstem.question import ClipstemError
+from clipstem.tokens import join
 from clipstem.train import train, training_order
 
 
@@ -94,16 +111,20 @@ def test_weights_open_in_open_clip_after_the_folder_moved(finished: Path, tmp_pa
     model, transform = open_clip.create_model_from_pretrained(name)
     theirs = open_clip.get_tokenizer(name)
     ours = towers.create(ModelConfig(name=f"local-dir:{finished / 'weights'}")).eval()
-    text = "Which shape is it? a triangle"
-    assert tuple(theirs(text)[0, 1:8].tolist()) == (*ours.tokenizer.encode(text)[:7],)
-    assert theirs.context_length == ours.tokenizer.context_length == 77
+    questions = ["Which shape is it?", "What's the NAME of this  shape? 12 &amp; café"]
+    texts = [join(question, ["a triangle"], ours.tokenizer)[0] for question in questions]
+    rows = theirs([f"{question} a triangle" for question in questions])
+    for row, text in zip(rows, texts, strict=True):
+        assert row.tolist() == [*text.tokens, *[0] * (77 - len(text.tokens))]
     pixels = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
-    scaled = (pixels.permute(0, 3, 1, 2).float() / 255 - ours.mean_C[:, None, None]) / ours.std_C[
-        :, None, None
-    ]
+    scaled = (pixels.float() / 255 - ours.mean_C) / ours.std_C
+    packed = vars(pack(texts))
+    tensors = PackedTexts(**{name: torch.from_numpy(value) for name, value in packed.items()})
     with torch.inference_mode():
-        embedded = model.eval().encode_image(scaled, normalize=True)
+        embedded = model.eval().encode_image(scaled.permute(0, 3, 1, 2), normalize=True)
         torch.testing.assert_close(ours.encode_pictures(pixels), embedded, atol=1e-6, rtol=0)
+        embedded = model.encode_text(rows, normalize=True)
+        torch.testing.assert_close(ours.encode_texts(tensors), embedded, atol=1e-6, rtol=0)
     normalize = transform.transforms[-1]
     assert tuple(normalize.mean) == ours.spec.mean and tuple(normalize.std) == ours.spec.std
 
@@ -238,10 +259,82 @@ def test_the_rate_warms_up_and_falls_as_a_cosine(step: int, factor: float) -> No
     assert rate_factor(step, 100, config) == pytest.approx(factor, abs=1e-4)
 
 
-def test_the_logit_scale_is_clamped(drawn_data: Path, tmp_path: Path) -> None:
-    eager = tiny_vit(drawn_data, tmp_path / "run", optimizer=OptimizerConfig(lr=1.0), steps=3)
-    train(eager)
-    assert float(weights_of(tmp_path / "run")["logit_scale"]) <= np.log(100) + 1e-6
+def test_the_logit_scale_is_clamped_before_anything_is_saved(
+    drawn_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terms = Learner.terms
+
+    def grow(self: Learner, batch: PairBatch) -> dict[str, Tensor]:
+        return {**terms(self, batch), "listwise": -100 * self.towers.model.logit_scale}
+
+    monkeypatch.setattr(Learner, "terms", grow)
+    train(tiny_vit(drawn_data, tmp_path / "run", optimizer=OptimizerConfig(lr=2.0), steps=2))
+    limit = np.log(100) + 1e-6
+    checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert 4.6 < float(checkpoint["state_dict"]["towers.model.logit_scale"]) <= limit
+    assert 4.6 < float(weights_of(tmp_path / "run")["logit_scale"]) <= limit
+
+
+def test_training_runs_in_bf16(drawn_data: Path, tmp_path: Path) -> None:
+    on_cpu = TrainerConfig(device="cpu", workers=0, precision=Precision.bf16)
+    train(tiny_vit(drawn_data, tmp_path / "run", trainer=on_cpu, steps=2))
+    assert all(value.dtype == torch.float32 for value in weights_of(tmp_path / "run").values())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_questions(
+    drawn_data: Path, tmp_path: Path
+) -> None:
+    wild = tiny_vit(drawn_data, tmp_path / "run", optimizer=OptimizerConfig(lr=1e30), steps=6)
+    with pytest.raises(ClipstemError, match=r"the loss of step \d is nan; .*\(questions .*-0-"):
+        train(wild)
+
+
+def test_a_killed_run_says_so(drawn_data: Path, tmp_path: Path) -> None:
+    arguments = [f"data={drawn_data}", "out=run", "model=tiny_vit", "batch_size=8"]
+    arguments += ["trainer.workers=0", "eval_every_steps=2", "patience=null", "steps=100000"]
+    command = [sys.executable, "-m", "clipstem.train", *arguments]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
+        while not (tmp_path / "run/checkpoints/last.ckpt").exists():
+            assert process.poll() is None
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(100) == 128 + signal.SIGTERM
+    assert not (tmp_path / "run/DONE").exists()
+
+
+def test_a_damaged_checkpoint_is_named(drawn_data: Path, tmp_path: Path) -> None:
+    config = tiny_vit(drawn_data, tmp_path / "run", steps=2)
+    train(config)
+    (tmp_path / "run/DONE").unlink()
+    checkpoint = tmp_path / "run/checkpoints/last.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
+    with pytest.raises(ClipstemError, match=r"last\.ckpt: is damaged .*; move .*run away"):
+        train(tiny_vit(drawn_data, tmp_path / "run", steps=2, resume=True))
+
+
+def test_weights_that_were_changed_are_refused(finished: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    model = towers.create(ModelConfig(name=f"local-dir:{copy / 'weights'}"))
+    with torch.no_grad():
+        model.model.visual.proj.neg_()
+    model.save(copy / "weights")
+    with pytest.raises(ClipstemError, match="are not the weights that the run wrote"):
+        scorer.of_run(copy, TrainerConfig(device="cpu"))
+
+
+def test_without_tune_the_last_weights_count_and_the_temperature_is_1(tmp_path: Path) -> None:
+    labels = {"subject": "math", "grade": "grade-1", "skill": "colours", "problem": "What colour?"}
+    lines = []
+    for number in range(12):
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        own = {"id": f"q{number}", "image": f"{number}.png", "answer": number % 2}
+        lines.append(json.dumps({**labels, **own, "options": ["red", "blue"]}))
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    out, path = str(tmp_path / "data"), str(tmp_path / "q.jsonl")
+    prepare(PrepareConfig(out=out, source=Source.jsonl, path=path, split="train", workers=1))
+    made = train(tiny_vit(tmp_path / "data", tmp_path / "run", steps=3, batch_size=4))
+    assert made.facts["temperature"] == 1.0
+    assert [path.name for path in (made.folder / "checkpoints").glob("best-*")] == ["best-00000003"]
 
 
 def test_a_finished_run_is_not_overwritten(finished: Path, drawn_data: Path) -> None:
