@@ -180,7 +180,7 @@ class PredictConfig:
             )
         if self.run is None and self.out is None:
             raise ClipstemError("conf key 'out' is missing; with model= give out=<file>.parquet")
-        if self.split not in (*SPLITS, "all"):
+        if self.split not in (*SPLITS, "all", MISSING):
             raise ClipstemError(
                 f"conf key 'split': there is no split '{self.split}'; "
                 f"expected one of {', '.join(SPLITS)}, all"

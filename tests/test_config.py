@@ -40,7 +40,7 @@ SCHEMAS: dict[str, type[Any]] = {
 }
 NEEDED = {
     "train": ["data=d", "out=o"],
-    "predict": ["data=d", "run=r"],
+    "predict": ["data=d", "run=r", "split=valid"],
     "prepare": ["out=o"],
     "bank": ["out=o"],
 }
@@ -101,8 +101,8 @@ def test_a_verbs_file_is_short(name: str) -> None:
 
 def test_files_that_differ_from_the_defaults_do() -> None:
     assert checked("train", *NEEDED["train"]).model.name == "tiny"
-    assert checked("predict", "data=d", "run=r").model is None
-    large = checked("predict", "data=d", "out=o", "model=vit_l14_336").model
+    assert checked("predict", "data=d", "run=r", "split=valid").model is None
+    large = checked("predict", "data=d", "out=o", "split=valid", "model=vit_l14_336").model
     assert large == ModelConfig("ViT-L-14-336-quickgelu", "openai") == model_config("vit_l14_336")
 
 
