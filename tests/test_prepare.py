@@ -16,6 +16,7 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -404,7 +405,14 @@ PREPARE = [sys.executable, "-m", "clipstem.prepare"]
 def started(tmp_path: Path) -> subprocess.Popen[str]:
     """A run with two workers, long enough to be stopped in its middle."""
     command = [*PREPARE, f"out={tmp_path}/out", "questions_per_skill={train: 2000}", "workers=2"]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs the tests in the background ignores Ctrl-C, and its children with it.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not any(tmp_path.glob(".out.partial-*/spools/*.spool")):
         assert run.poll() is None and time.monotonic() < deadline, run.communicate()
