@@ -4,9 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from clipstem.config import PrepareConfig, Source
 from clipstem.prepare import prepare
+
+# A busy machine is no reason to fail: no test depends on the clock.
+settings.register_profile("without_clock", deadline=None)
+settings.load_profile("without_clock")
 
 DRAWN_SKILLS = ["weather", "count-the-legs", "mixing-screen-lights", "name-the-shape"]
 

@@ -228,7 +228,7 @@ def test_load_opens_a_folder_of_weights_and_a_model_file(tiny: Scorer, tmp_path:
     ("asked", "message"),
     [
         (("missing.png", "What?", ["a"]), "the picture missing.png cannot be read: No such file"),
-        ((b"<html>", "What?", ["a"]), "question 'question': a picture is not a picture"),
+        ((b"<html>", "What?", ["a"]), "question 'What?': a picture is not a picture"),
         ((Image.new("L", (3, 3)), "What?", []), "options: there are none"),
         ((Image.new("L", (3, 3)), " ", ["a"]), "problem: is empty"),
     ],
