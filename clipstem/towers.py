@@ -247,7 +247,7 @@ def create(config: ModelConfig, seed: int = 0) -> Towers:
 
 def layout_of(model: Any) -> tuple[Layout, str]:
     """The fastest way to lay out texts that is exact for this text tower, and why it is."""
-    tower = text_tower(model)
+    tower = _text_tower(model)
     if isinstance(tower, HFTextEncoder):
         return Layout.TRIMMED, "a Hugging Face tower masks its padding, so shorter rows are exact"
     pool = getattr(model, "text_pool_type", getattr(tower, "pool_type", "none"))

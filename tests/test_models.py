@@ -190,7 +190,7 @@ def test_a_torchscript_archive_is_refused_with_the_command_that_converts_it(
     module = torch.nn.Linear(2, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch would rather have us export
-        torch.jit.save(torch.jit.trace(module, torch.zeros(1, 2)), "archive.pt")
+        torch.jit.save(torch.jit.script(module), "archive.pt")
     with pytest.raises(ClipstemError, match="is a TorchScript archive") as error:
         towers.create(ModelConfig(name="Small", pretrained="archive.pt"))
     _, _, command = str(error.value).partition('python -c "')
@@ -206,7 +206,7 @@ def test_a_file_that_would_run_code_is_refused(small_clip: towers.Towers, tmp_pa
             return Path.touch, (tmp_path / "ran",)
 
     torch.save({"weight": Hostile()}, tmp_path / "w.pt")
-    with pytest.raises(ClipstemError, match="'model.pretrained'"):
+    with pytest.raises(ClipstemError, match=r"'model\.pretrained'"):
         towers.create(ModelConfig(name="Small", pretrained=str(tmp_path / "w.pt")))
     assert not (tmp_path / "ran").exists()
 
@@ -220,7 +220,7 @@ def test_an_open_clip_checkpoint_file_is_opened(small_clip: towers.Towers, tmp_p
 def test_weights_of_another_shape_are_refused(tmp_path: Path, small_clip: towers.Towers) -> None:
     towers.create(model_config("tiny_vit")).save(tmp_path)
     path = str(tmp_path / towers.WEIGHTS_FILE)
-    with pytest.raises(ClipstemError, match=r"'model.pretrained'.*cannot be had"):
+    with pytest.raises(ClipstemError, match=r"'model\.pretrained'.*cannot be had"):
         towers.create(ModelConfig(name="Small", pretrained=path))
 
 
