@@ -43,7 +43,7 @@ class ModelConfig:
     """Which CLIP model, and how questions are shown to it."""
 
     name: str = MISSING
-    """An open_clip model's name, or `local-dir:<folder>` in open_clip's layout."""
+    """An open_clip model's name, `hf-hub:<owner>/<name>`, or `local-dir:<folder>`."""
     pretrained: str | None = None
     """A pretrained tag of open_clip or a file of weights; null draws them from the seed."""
     architecture: dict[str, Any] = field(default_factory=dict)

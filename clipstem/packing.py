@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from clipstem.tokens import JoinedText, Tokens
+from clipstem.tokens import JoinedText, Layout, Tokenizer, Tokens
 
 ROW_TOKENS = 128  # long enough to fill well, short enough that attention (T²) stays cheap
 ROUND_TOKENS = 8  # row lengths are multiples of this, which bounds the number of shapes
@@ -46,6 +46,34 @@ class _Group:
     @property
     def length(self) -> int:
         return len(self.shared) + sum(len(own) for _, own in self.texts)
+
+
+def lay_out(texts: Sequence[JoinedText], tokenizer: Tokenizer) -> PackedTexts:
+    """Distinct texts in the rows that the tokenizer's text tower reads fastest and exactly."""
+    if tokenizer.layout is Layout.PACKED:
+        return pack(texts)
+    longest = max((len(text.tokens) for text in texts), default=1)
+    trimmed = min(tokenizer.context_length, -(-longest // ROUND_TOKENS) * ROUND_TOKENS)
+    length = trimmed if tokenizer.layout is Layout.TRIMMED else tokenizer.context_length
+    return one_a_row(texts, length, tokenizer.padding)
+
+
+def one_a_row(texts: Sequence[JoinedText], length: int, padding: int) -> PackedTexts:
+    """Each text alone in a row of `length` tokens, filled with `padding`; U rows for U texts."""
+    shape = (len(texts), length)
+    packed = PackedTexts(
+        tokens_RT=np.full(shape, padding, np.int64),
+        position_RT=np.tile(np.arange(length), (len(texts), 1)),
+        group_RT=np.full(shape, PADDING, np.int64),
+        part_RT=np.zeros(shape, np.int64),
+        end_U=np.zeros(len(texts), np.int64),
+    )
+    for row, text in enumerate(texts):
+        count = len(text.tokens)
+        packed.tokens_RT[row, :count] = text.tokens
+        packed.group_RT[row, :count] = 0
+        packed.end_U[row] = row * length + count - 1
+    return packed
 
 
 def pack(texts: Sequence[JoinedText], row_tokens: int = ROW_TOKENS) -> PackedTexts:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from clipstem.packing import Array, PackedTexts, pack
+from clipstem.packing import Array, PackedTexts, lay_out
 from clipstem.question import ClipstemError, Kind, Picture, ProblemPicture, Question
 from clipstem.tokens import JoinedText, Tokenizer, join
 
@@ -161,7 +161,7 @@ def collate(
     return PairBatch(
         ids=ids,
         pixels_IHWC=np.stack(pixels) if pixels else np.zeros((0, 1, 1, 3), np.uint8),
-        texts=pack(joined),
+        texts=lay_out(joined, tokenizer),
         text_of_V=text_of_V,
         picture_of_V=picture_of_V,
         cell_QK=cell_QK,

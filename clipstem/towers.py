@@ -11,8 +11,10 @@ import difflib
 import hashlib
 import json
 import logging
+import tempfile
 import warnings
-from dataclasses import asdict
+import zipfile
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,44 +22,84 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip.hf_model import HFTextEncoder
+from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from clipstem.config import ModelConfig, PictureFit
+from clipstem.config import ModelConfig
 from clipstem.images import PictureSpec
 from clipstem.packing import PackedTexts, may_look_RTT
 from clipstem.pairs import PairBatch
 from clipstem.question import ClipstemError
-from clipstem.tokens import Tokens
+from clipstem.tokens import Layout, Tokens
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
+TEXT_CONFIG_FOLDER = "text_config"  # a Hugging Face text tower's own configuration
+LOCAL_DIR = "local-dir:"
+OPENAI_EXTRAS = {"input_resolution", "context_length", "vocab_size"}  # not weights
 
 log = logging.getLogger(__name__)
 
 
-class ClipTokenizer:
-    """An open_clip byte-pair tokenizer as `tokens.Tokenizer`; texts are encoded once each."""
+class TextTokenizer:
+    """An open_clip tokenizer as `tokens.Tokenizer`; a text is encoded once, then remembered.
 
-    def __init__(self, tokenizer: open_clip.SimpleTokenizer) -> None:
-        self.start: int = tokenizer.sot_token_id
-        self.end: int = tokenizer.eot_token_id
+    Raises:
+        ClipstemError: for a tokenizer that does more than put marks around a text.
+    """
+
+    def __init__(self, tokenizer: Any, layout: Layout) -> None:
         self.context_length: int = tokenizer.context_length
+        self.layout = layout
         self._tokenizer = tokenizer
-        self._make_cache()
+        if isinstance(tokenizer, open_clip.SimpleTokenizer):
+            self.before: Tokens = (tokenizer.sot_token_id,)
+            self.after: Tokens = (tokenizer.eot_token_id,)
+            self.padding = 0
+        elif isinstance(tokenizer, HFTokenizer) and not tokenizer.tokenizer_mode:
+            self.before, self.after = _marks(tokenizer)
+            self.padding = int(tokenizer.tokenizer.pad_token_id)
+        else:
+            raise ClipstemError(
+                f"the model's tokenizer is {type(tokenizer).__name__} "
+                f"{getattr(tokenizer, 'tokenizer_mode', '')}; expected CLIP's byte pairs or a "
+                "plain Hugging Face tokenizer"
+            )
+        self._remember()
 
-    def _make_cache(self) -> None:
-        def encode(text: str) -> Tokens:
-            return tuple(self._tokenizer.encode(text))
+    def save(self, folder: Path) -> None:
+        """Write what open_clip needs to make it again; CLIP's byte pairs need nothing."""
+        if isinstance(self._tokenizer, HFTokenizer):
+            self._tokenizer.save_pretrained(folder)
 
-        self.encode = lru_cache(maxsize=65_536)(encode)
+    def _encode(self, text: str) -> Tokens:
+        if isinstance(self._tokenizer, HFTokenizer):
+            clean = self._tokenizer.clean_fn(text)
+            return tuple(self._tokenizer.tokenizer(clean, add_special_tokens=False).input_ids)
+        return tuple(self._tokenizer.encode(text))
+
+    def _remember(self) -> None:
+        self.encode = lru_cache(maxsize=65_536)(self._encode)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "encode"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._make_cache()
+        self._remember()
+
+
+def _marks(tokenizer: Any) -> tuple[Tokens, Tokens]:
+    """What a Hugging Face tokenizer puts before and behind every text."""
+    whole = tokenizer.tokenizer("a").input_ids
+    own = tokenizer.tokenizer("a", add_special_tokens=False).input_ids
+    start = next(i for i in range(len(whole)) if whole[i : i + len(own)] == own)
+    after = tuple(whole[start + len(own) :])
+    if tokenizer.strip_sep_token:  # open_clip then writes 0 in its place
+        after = tuple(0 if mark == tokenizer.tokenizer.sep_token_id else mark for mark in after)
+    return tuple(whole[:start]), after
 
 
 class Towers(nn.Module):
@@ -78,7 +120,7 @@ class Towers(nn.Module):
         model: nn.Module,
         model_cfg: dict[str, Any],
         spec: PictureSpec,
-        tokenizer: ClipTokenizer,
+        tokenizer: TextTokenizer,
     ) -> None:
         super().__init__()
         self.model = model
@@ -104,7 +146,13 @@ class Towers(nn.Module):
         return F.normalize(features_ID.float(), dim=-1)
 
     def encode_texts(self, texts: PackedTexts) -> Tensor:
-        """Packed texts -> unit embeddings [U, D], fp32.
+        """Texts, laid out as the tokenizer's layout says -> unit embeddings [U, D], fp32."""
+        if self.tokenizer.layout is Layout.PACKED:
+            return F.normalize(self._encode_packed(texts).float(), dim=-1)
+        return F.normalize(self.model.encode_text(texts.tokens_RT).float(), dim=-1)
+
+    def _encode_packed(self, texts: PackedTexts) -> Tensor:
+        """Features of packed texts, [U, D].
 
         open_clip's own `encode_text` wants every text alone in a row of full length; a causal
         tower gives the same numbers here, at a tenth of the work.
@@ -117,7 +165,7 @@ class Towers(nn.Module):
             x_RTW = _block(block, x_RTW, may_look_R1TT)
         # Only the last token of each text is read out: normalise and project just those.
         last_UW = x_RTW.flatten(0, 1).index_select(0, texts.end_U)
-        return F.normalize(_project(tower, tower.ln_final(last_UW)).float(), dim=-1)
+        return _project(tower, tower.ln_final(last_UW))
 
     def save(self, folder: Path) -> None:
         """Write the weights in open_clip's own layout, which `local-dir:` opens again."""
@@ -128,6 +176,9 @@ class Towers(nn.Module):
             {"model_cfg": self.model_cfg, "preprocess_cfg": self.spec.open_clip()}, indent=2
         )
         (folder / CONFIG_FILE).write_text(text + "\n")
+        self.tokenizer.save(folder)
+        if isinstance(getattr(self.model, "text", None), HFTextEncoder):
+            self.model.text.config.save_pretrained(folder / TEXT_CONFIG_FOLDER)
 
     def weights_sha256(self) -> str:
         """A hash over every weight's name, shape and bytes."""
@@ -180,32 +231,113 @@ def create(config: ModelConfig, seed: int = 0) -> Towers:
         torch.manual_seed(seed)
         try:
             model = _open(config)
-            _check_causal(model, config.name)
             model_cfg = _model_cfg(config)
             tokenizer = _tokenizer(config, model_cfg)
         except ClipstemError:
             raise
         except Exception as error:  # open_clip raises anything for a file that is not its own
             raise ClipstemError(_why_not(config, error)) from error
-    return Towers(model, model_cfg, _spec(model, config.picture_fit), ClipTokenizer(tokenizer))
+    layout, why = layout_of(model)
+    log.info("%s: texts are %s: %s", config.name, layout.value, why)
+    spec = PictureSpec.from_open_clip(open_clip.get_model_preprocess_cfg(model))
+    if config.picture_fit is not None:
+        spec = replace(spec, fit=config.picture_fit)
+    return Towers(model, model_cfg, spec, TextTokenizer(tokenizer, layout))
+
+
+def layout_of(model: Any) -> tuple[Layout, str]:
+    """The fastest way to lay out texts that is exact for this text tower, and why it is."""
+    tower = _text_tower(model)
+    if isinstance(tower, HFTextEncoder):
+        return Layout.TRIMMED, "a Hugging Face tower masks its padding, so shorter rows are exact"
+    pool = getattr(model, "text_pool_type", getattr(tower, "pool_type", "none"))
+    blocks = getattr(getattr(tower, "transformer", None), "resblocks", [])
+    if getattr(tower, "attn_mask", None) is None:
+        return Layout.FULL, "the tower is not causal and sees its padding"
+    if pool not in ("argmax", "eos") or getattr(tower, "cls_emb", None) is not None:
+        return Layout.FULL, "the tower is not read out at the text's last token"
+    if not all(isinstance(block.attn, nn.MultiheadAttention) for block in blocks):
+        return Layout.FULL, "the tower's attention is not the plain one"
+    return Layout.PACKED, "the tower is causal, so shared beginnings are read once"
 
 
 def _open(config: ModelConfig) -> Any:
     _refuse_contradictions(config)
     if config.architecture:
-        return open_clip.CLIP(**copy.deepcopy(config.architecture))
-    size = {} if config.image_size is None else {"force_image_size": config.image_size}
+        return _of_architecture(config)
+    given: dict[str, Any] = {"weights_only": True}
+    if config.image_size is not None:
+        given["force_image_size"] = config.image_size
+    if text_cfg := _stored_text_cfg(config.name):
+        given["text_cfg"] = text_cfg
+    if config.pretrained is not None and Path(config.pretrained).is_file():
+        return _with_file(config, given)
     with warnings.catch_warnings():
         # open_clip warns and goes on with the wrong activation; here it is an error.
         warnings.filterwarnings("error", "QuickGELU mismatch")
+        # Without require_pretrained, weights that are missing are drawn, with a log line.
+        needs_weights = config.pretrained is not None or ":" in config.name
         return open_clip.create_model(
-            config.name,
-            pretrained=config.pretrained,
-            weights_only=True,
-            # Without this, weights that are missing are drawn at random, with a log line.
-            require_pretrained=config.pretrained is not None or ":" in config.name,
-            **size,
+            config.name, pretrained=config.pretrained, require_pretrained=needs_weights, **given
         )
+
+
+def _of_architecture(config: ModelConfig) -> Any:
+    architecture = copy.deepcopy(config.architecture)
+    is_custom = architecture.pop("custom_text", False) or "hf_model_name" in architecture.get(
+        "text_cfg", {}
+    )
+    return (open_clip.CustomTextCLIP if is_custom else open_clip.CLIP)(**architecture)
+
+
+def _stored_text_cfg(name: str) -> dict[str, Any] | None:
+    """For a folder that holds a Hugging Face text tower's own config: the text config to use it.
+
+    open_clip itself would ask the Hub for that config by name.
+    """
+    if not name.startswith(LOCAL_DIR):
+        return None
+    folder = Path(name.removeprefix(LOCAL_DIR))
+    if not (folder / TEXT_CONFIG_FOLDER).is_dir():
+        return None
+    text_cfg = open_clip.get_model_config(name)["text_cfg"]
+    stored = str(folder / TEXT_CONFIG_FOLDER)
+    return {**text_cfg, "hf_model_name": stored, "hf_model_pretrained": False}
+
+
+def _with_file(config: ModelConfig, given: dict[str, Any]) -> Any:
+    """An open_clip architecture with the weights of a file: open_clip's own, or OpenAI's.
+
+    Raises:
+        ClipstemError: for a TorchScript archive, which holds code.
+    """
+    path = Path(str(config.pretrained))
+    if _is_torchscript(path):
+        save = f"torch.save(torch.jit.load('{path}', 'cpu').state_dict(), '{path.stem}.weights.pt')"
+        raise ClipstemError(
+            f"conf key 'model.pretrained': {path} is a TorchScript archive, which holds code, not "
+            f'weights alone; if you trust it, convert it: python -c "import torch; {save}"'
+        )
+    state = open_clip.factory.load_state_dict(str(path), weights_only=True)
+    if not OPENAI_EXTRAS & state.keys():
+        return open_clip.create_model(config.name, pretrained=str(path), **given)
+    if not open_clip.get_model_config(config.name).get("quick_gelu"):
+        raise ClipstemError(
+            f"conf key 'model.name': {path} holds OpenAI's weights, which were trained with "
+            f"QuickGELU, but {config.name} computes GELU; use model.name={config.name}-quickgelu"
+        )
+    weights = {name: value.float() for name, value in state.items() if name not in OPENAI_EXTRAS}
+    with tempfile.TemporaryDirectory() as folder:
+        cleaned = Path(folder) / WEIGHTS_FILE
+        save_file(weights, cleaned)
+        return open_clip.create_model(config.name, pretrained=str(cleaned), **given)
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _refuse_contradictions(config: ModelConfig) -> None:
@@ -249,30 +381,14 @@ def _why_not(config: ModelConfig, error: Exception) -> str:
             f"conf key 'model.name': '{config.name}' is no open_clip model{hint} "
             "(python -c 'import open_clip; print(open_clip.list_models())' lists them)"
         )
+    if config.pretrained is None:
+        return f"conf key 'model.name': '{config.name}' cannot be built: {first}"
     tags = ", ".join(open_clip.list_pretrained_tags_by_model(config.name)) or "none"
     return (
         f"conf key 'model.pretrained': '{config.pretrained}' for {config.name} cannot be had: "
         f"{first}; expected a file of weights, or one of these tags and a network: {tags}; "
         "model.pretrained=null gives random weights"
     )
-
-
-def _check_causal(model: Any, name: str) -> None:
-    """Packed rows are exact only where a token never looks at what follows, and END is read out."""
-    tower = _text_tower(model)
-    pool = getattr(model, "text_pool_type", getattr(tower, "pool_type", "none"))
-    blocks = getattr(getattr(tower, "transformer", None), "resblocks", [])
-    if (
-        getattr(tower, "attn_mask", None) is None
-        or pool not in ("argmax", "eos")
-        or getattr(tower, "cls_emb", None) is not None
-        or not all(isinstance(block.attn, nn.MultiheadAttention) for block in blocks)
-    ):
-        raise ClipstemError(
-            f"conf key 'model.name': the text tower of '{name}' is not a causal CLIP transformer "
-            "read out at its end token, which clipstem needs to pack texts exactly; expected a "
-            "model such as ViT-B-32, ViT-L-14-336 or RN50"
-        )
 
 
 def _model_cfg(config: ModelConfig) -> dict[str, Any]:
@@ -284,21 +400,12 @@ def _model_cfg(config: ModelConfig) -> dict[str, Any]:
     return model_cfg
 
 
-def _tokenizer(config: ModelConfig, model_cfg: dict[str, Any]) -> open_clip.SimpleTokenizer:
+def _tokenizer(config: ModelConfig, model_cfg: dict[str, Any]) -> Any:
+    if not config.architecture:
+        return open_clip.get_tokenizer(config.name)
     text_cfg = model_cfg["text_cfg"]
-    tokenizer = (
-        open_clip.SimpleTokenizer(context_length=text_cfg.get("context_length", 77))
-        if config.architecture
-        else open_clip.get_tokenizer(config.name)
-    )
-    if not isinstance(tokenizer, open_clip.SimpleTokenizer):
-        raise ClipstemError(
-            f"conf key 'model.name': '{config.name}' uses the tokenizer "
-            f"{type(tokenizer).__name__}; expected CLIP's own byte-pair tokenizer"
-        )
-    return tokenizer
-
-
-def _spec(model: Any, fit: PictureFit | None) -> PictureSpec:
-    spec = PictureSpec.from_open_clip(open_clip.get_model_preprocess_cfg(model))
-    return spec if fit is None else PictureSpec(**{**asdict(spec), "fit": fit})
+    context_length = text_cfg.get("context_length", 77)
+    if name := text_cfg.get("hf_tokenizer_name"):
+        kwargs = text_cfg.get("tokenizer_kwargs", {})
+        return HFTokenizer(name, context_length=context_length, **kwargs)
+    return open_clip.SimpleTokenizer(context_length=context_length)

@@ -70,20 +70,32 @@ class Oracle:
         return self.model.encode_image(pixels[None], normalize=True)[0]
 
     def encode_text(self, question: str, option: str) -> Tensor:
-        """START + question[:m] + option + END in a row of full length."""
+        """Mark + question[:m] + option + mark in a row of full length."""
         context = self.tokenizer.context_length
-        question_ids = self.tokenizer.encode(question)
-        option_ids = self.tokenizer.encode(option)[: context - 2]
-        kept = max(0, min(context - len(option_ids) - 2, len(question_ids)))
-        ids = [
-            self.tokenizer.sot_token_id,
-            *question_ids[:kept],
-            *option_ids,
-            self.tokenizer.eot_token_id,
-        ]
-        row = torch.zeros(1, context, dtype=torch.long)
+        before, after, padding = self.marks()
+        room = context - len(before) - len(after)
+        question_ids = self.ids(question)
+        option_ids = self.ids(option)[:room]
+        kept = max(0, min(room - len(option_ids), len(question_ids)))
+        ids = [*before, *question_ids[:kept], *option_ids, *after]
+        row = torch.full((1, context), padding, dtype=torch.long)
         row[0, : len(ids)] = torch.tensor(ids)
         return self.model.encode_text(row, normalize=True)[0]
+
+    def ids(self, text: str) -> list[int]:
+        if isinstance(self.tokenizer, open_clip.SimpleTokenizer):
+            return self.tokenizer.encode(text)
+        clean = self.tokenizer.clean_fn(text)
+        return self.tokenizer.tokenizer(clean, add_special_tokens=False).input_ids
+
+    def marks(self) -> tuple[list[int], list[int], int]:
+        """What stands before and behind every text, and what fills a row."""
+        if isinstance(self.tokenizer, open_clip.SimpleTokenizer):
+            return [self.tokenizer.sot_token_id], [self.tokenizer.eot_token_id], 0
+        theirs = self.tokenizer.tokenizer
+        if theirs.cls_token_id is None:  # SigLIP's
+            return [], [theirs.eos_token_id], theirs.pad_token_id
+        return [theirs.cls_token_id], [theirs.sep_token_id], theirs.pad_token_id
 
 
 def oracle_of_folder(weights: str) -> Oracle:

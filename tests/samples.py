@@ -14,7 +14,7 @@ from PIL import Image
 
 from clipstem.packing import PackedTexts, may_look_RTT
 from clipstem.question import UNKNOWN_ANSWER, Picture, Question
-from clipstem.tokens import Tokens
+from clipstem.tokens import Layout, Tokens
 
 START, END = 1, 2
 
@@ -23,9 +23,11 @@ START, END = 1, 2
 class Letters:
     """A tokenizer with one token a letter."""
 
-    start: int = START
-    end: int = END
+    before: Tokens = (START,)
+    after: Tokens = (END,)
+    padding: int = 0
     context_length: int = 77
+    layout: Layout = Layout.PACKED
 
     def encode(self, text: str) -> Tokens:
         return tuple(map(ord, text))

@@ -15,7 +15,9 @@ from clipstem.tokens import JoinedText, join
 
 def joined(asked: list[tuple[str, list[str]]], context: int = 77) -> list[JoinedText]:
     """The distinct texts of questions with their options."""
-    texts = [text for q, options in asked for text in join(q, options, Letters(1, 2, context))]
+    texts = [
+        text for q, options in asked for text in join(q, options, Letters(context_length=context))
+    ]
     return list({text.tokens: text for text in texts}.values())
 
 

@@ -12,8 +12,8 @@ from clipstem import towers
 from clipstem.config import ModelConfig, PictureFit, model_config
 from clipstem.packing import PackedTexts, pack
 from clipstem.question import ClipstemError
-from clipstem.tokens import JoinedText, join
-from clipstem.towers import ClipTokenizer, Towers
+from clipstem.tokens import JoinedText, Layout, join
+from clipstem.towers import TextTokenizer, Towers
 
 QUESTION = "Which of these is true of the picture, if one looks at it for long enough?"
 OPTIONS = ["a", "the second and much longer one, with a comma", "", "word " * 90, "third"]
@@ -66,7 +66,7 @@ def test_packed_texts_have_open_clips_gradients(tiny: Towers) -> None:
 def test_custom_text_clip_is_packed_as_well() -> None:
     cfg = model_config("tiny_vit").architecture
     model = open_clip.model.CustomTextCLIP(**cfg).eval()
-    tokenizer = ClipTokenizer(open_clip.SimpleTokenizer())
+    tokenizer = TextTokenizer(open_clip.SimpleTokenizer(), Layout.PACKED)
     spec = towers.create(model_config("tiny_vit")).spec
     ours = Towers(model, cfg, spec, tokenizer)
     texts = join(QUESTION, OPTIONS, tokenizer)
@@ -79,7 +79,7 @@ def test_custom_text_clip_is_packed_as_well() -> None:
 def test_our_token_ids_are_open_clips(tiny: Towers) -> None:
     text = "What's the NAME of this  shape? 12 &amp; café"
     expected = open_clip.get_tokenizer("ViT-B-32")(text)[0]
-    ids = (tiny.tokenizer.start, *tiny.tokenizer.encode(text), tiny.tokenizer.end)
+    ids = (*tiny.tokenizer.before, *tiny.tokenizer.encode(text), *tiny.tokenizer.after)
     assert expected[: len(ids)].tolist() == list(ids)
     assert not expected[len(ids) :].any()
 
@@ -174,7 +174,6 @@ def test_pixels_are_normalised_as_the_transform_does(tiny: Towers) -> None:
             ModelConfig(name="ViT-B-32", pretrained="no-such-tag"),
             "'model.pretrained': 'no-such-tag' for ViT-B-32 cannot be had.*these tags.*openai",
         ),
-        (ModelConfig(name="ViT-B-16-SigLIP"), "is not a causal CLIP transformer"),
         (
             ModelConfig(name="mine", architecture={"embed_dim": 8}),
             "'model.architecture' is no open_clip model",
