@@ -99,6 +99,96 @@ class OptimizerConfig:
             )
 
 
+class TuneMode(Enum):
+    """Which parameters learn."""
+
+    full = "full"  # all of them
+    last_blocks = "last_blocks"  # of both towers the last blocks and the projection; logit scale
+    head = "head"  # the projections and the logit scale
+    zero_shot = "zero_shot"  # none: the model as it comes is calibrated and scored
+
+
+class Augment(Enum):
+    """How training pictures are changed so that the answer stays true: no flips, no colours."""
+
+    mild = "mild"  # up to a tenth of the area cut off, brightness and contrast within a tenth
+
+
+@dataclass
+class TuneConfig:
+    """What learns, and what keeps it from overfitting and forgetting; a file of `conf/tune`."""
+
+    mode: TuneMode = TuneMode.full
+    """Which parameters learn; `tune=head` is short for `tune.mode=head`."""
+    blocks: int = 2
+    """`last_blocks`: transformer blocks (of a convolutional tower: stages) that learn in each
+    tower; more than a tower has are all of it."""
+    layer_decay: float = 1.0
+    """The learning rate's factor for each layer further from a tower's end (its projection has the
+    full rate, its embeddings the lowest); 1.0 is none."""
+    ema_decay: float | None = None
+    """Share of the weights' moving average that a step keeps; the average is then what is
+    evaluated and saved. One more copy of the weights in memory; null is none."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread evenly over a question's own options."""
+    drop_path: float = 0.0
+    """Chance that a residual branch of a timm picture tower is left out in the last block, growing
+    linearly from 0 in the first; only in training."""
+    patch_dropout: float = 0.0
+    """Share of a picture's patches that a vision transformer does not see; only in training."""
+    augment: Augment | None = None
+    """How training pictures are changed; null leaves them as they are."""
+    gradient_checkpointing: bool = False
+    """Compute a block's activations again in the backward pass: less memory, a third more work."""
+    reuse_features: bool = True
+    """`head`: encode each distinct picture and text once before the first step, and keep what goes
+    into the projections in the host's memory: 4 bytes times a tower's width for each (a 1,024-wide
+    tower: 4 GB a million; the maps before a ResNet's attention pool are a hundred times larger).
+    Pictures are not kept where `augment` changes them."""
+    soup: int = 0
+    """Best evaluations whose weights are averaged greedily after training, by macro accuracy on
+    `tune` (arXiv 2203.05482); 0 is none."""
+    wise_ft: bool = False
+    """Interpolate between the starting and the tuned weights after training (arXiv 2109.01903), at
+    the cost of eleven evaluations on `tune`; the curve is written to `wise_ft.csv` and `.svg`."""
+    wise_ft_keeps: float = 0.98
+    """Share of the gain in macro accuracy on `tune`, from the starting to the tuned weights, that
+    the interpolation must keep: α is the smallest of 0, 0.1 … 1 that does. What fine-tuning forgets
+    cannot be seen on `tune`, but it grows with α, while the gain is mostly there long before α = 1:
+    so the criterion is not the best α, which is blind to forgetting, but the least that is good
+    enough."""
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, 1, "blocks")
+        _require_at_least(self, 0, "soup")
+        _require_fraction(self, "ema_decay", "label_smoothing", "drop_path", "patch_dropout")
+        for name in ("layer_decay", "wise_ft_keeps"):
+            if not 0 < (value := getattr(self, name)) <= 1:
+                raise ClipstemError(f"conf key '{name}': {value} is not above 0 and at most 1")
+        self._refuse_without_effect()
+
+    def _refuse_without_effect(self) -> None:
+        """A setting that would silently do nothing, because what it acts on does not learn."""
+        default = TuneConfig.__dataclass_fields__
+        of_layers = ["layer_decay", "drop_path", "patch_dropout", "gradient_checkpointing"]
+        of_steps = ["ema_decay", "label_smoothing", "augment", "soup", "wise_ft"]
+        idle = {TuneMode.head: of_layers, TuneMode.zero_shot: of_layers + of_steps}
+        for name in idle.get(self.mode, []):
+            if getattr(self, name) != default[name].default:
+                raise ClipstemError(
+                    f"conf key 'tune.{name}': has no effect with tune.mode={self.mode.value}; "
+                    "leave it out"
+                )
+
+
+@dataclass
+class LoggerConfig:
+    """Where metrics go besides `metrics.csv` and TensorBoard."""
+
+    wandb_project: str | None = None
+    """A project of Weights & Biases, which needs `pip install wandb`; null leaves it out."""
+
+
 @dataclass
 class TrainConfig:
     """`python -m clipstem.train`: fine-tune a model on a prepared data set."""
@@ -112,6 +202,8 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
     epochs: float = 1.0
     """How often every question is seen; ignored where `steps` is given."""
     steps: int | None = None
@@ -127,7 +219,7 @@ class TrainConfig:
     patience: int | None = 5
     """Evaluations without a better macro accuracy on `tune` before stopping; null never stops."""
     seed: int = 0
-    """Seed of drawn weights, of the order of questions and of dropout."""
+    """Seed of drawn weights, of the order of questions, of dropout and of changed pictures."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "batch_size", "accumulate", "eval_every_steps", "epochs")
@@ -323,7 +415,8 @@ def _require_at_least(config: object, least: int, *names: str) -> None:
 
 def _require_fraction(config: object, *names: str) -> None:
     for name in names:
-        if not 0 <= (value := getattr(config, name)) < 1:
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < 1:
             raise ClipstemError(f"conf key '{name}': {value} is not from 0 to below 1")
 
 

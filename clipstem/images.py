@@ -152,6 +152,29 @@ def to_pixels(data: bytes, spec: PictureSpec) -> np.ndarray:
     return np.array(resized.convert("RGB"))
 
 
+LEAST_SIDE = 0.9**0.5  # of a changed picture, so that nine tenths of its area stay
+MOST_LIGHT = 0.1  # change of brightness and of contrast
+
+
+def change_mildly(pixels_HWC: np.ndarray, *seed: int) -> np.ndarray:
+    """A picture that looks a little different and has the same answer; the same for equal seeds.
+
+    Nine tenths of its area or more, enlarged again; brightness and contrast within a tenth, for all
+    channels alike. No flips and no other colours: questions ask for left, right and colours.
+    """
+    random = np.random.default_rng(seed)
+    height, width, _ = pixels_HWC.shape
+    wide, high = random.uniform(LEAST_SIDE, 1, 2) * (width, height)
+    left, top = random.random(2) * (width - wide, height - high)
+    box = (left, top, left + wide, top + high)
+    part = Image.fromarray(pixels_HWC).resize((width, height), Image.Resampling.BICUBIC, box)
+    values_HWC = np.asarray(part, np.float32)
+    contrast, brightness = random.uniform(1 - MOST_LIGHT, 1 + MOST_LIGHT, 2)
+    grey = values_HWC.mean()
+    changed_HWC = ((values_HWC - grey) * contrast + grey) * brightness
+    return changed_HWC.round().clip(0, 255).astype(np.uint8)
+
+
 def _fitted_size(width: int, height: int, spec: PictureSpec) -> tuple[int, int]:
     """The (width, height) to resize to, rounded as torchvision and open_clip round it."""
     if spec.fit is PictureFit.squash:

@@ -1,41 +1,25 @@
-"""Fine-tuning as a Lightning module, with the callback that evaluates on `tune`.
+"""Fine-tuning as a Lightning module.
 
 Q questions, K most options, V queries, I pictures.
 """
 
 from __future__ import annotations
 
-import csv
-import logging
 import math
-import shutil
-from argparse import Namespace
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from clipstem import loader, loss, pairs
-from clipstem.atomic import new_file, new_folder
+from clipstem import layers, loss, pairs
 from clipstem.config import OptimizerConfig, TrainConfig
-from clipstem.metrics import Summary, summarize
 from clipstem.pairs import PairBatch
 from clipstem.question import ClipstemError
-from clipstem.run import Run
-from clipstem.scorer import Scorer
-from clipstem.shards import Dataset
 from clipstem.towers import Towers
 
 MAX_LOG_SCALE = math.log(100)  # CLIP's own clamp of the logit scale, arXiv 2103.00020
-
-log = logging.getLogger(__name__)
 
 
 class Learner(L.LightningModule):
@@ -48,6 +32,9 @@ class Learner(L.LightningModule):
         self.steps = steps
 
     def training_step(self, batch: PairBatch, number: int) -> Tensor:
+        # What is dropped in a step depends on the step alone, so that a resumed run repeats it.
+        part = self.global_step * self.config.accumulate + number % self.config.accumulate
+        torch.manual_seed(self.config.seed * 2**32 + part)
         terms = self.terms(batch)
         total = terms["listwise"] + self.config.contrast_weight * terms["contrast"]
         if not torch.isfinite(total):
@@ -69,7 +56,8 @@ class Learner(L.LightningModule):
             cosine_VI = pairs.cosines(batch, image_ID, text_UD)
             scale = self.towers.scale.float()
             logits_QK = pairs.score(batch, cosine_VI, scale)
-            listwise_Q = loss.listwise(logits_QK, batch.answer_Q)
+            smoothing = self.config.tune.label_smoothing
+            listwise_Q = loss.listwise(logits_QK, batch.answer_Q, smoothing)
             contrast_Q = loss.in_batch_contrast(scale * cosine_VI, batch)
         right_Q = (logits_QK.argmax(dim=1) == batch.answer_Q).float()
         means = {"listwise": listwise_Q, "contrast": contrast_Q, "accuracy": right_Q}
@@ -106,7 +94,7 @@ class Learner(L.LightningModule):
         return batch.map(lambda array: array.to(device, non_blocking=True))
 
     def configure_optimizers(self) -> Any:
-        optimizer = adamw(self.towers, self.config.optimizer)
+        optimizer = adamw(self.towers, self.config.optimizer, self.config.tune.layer_decay)
         schedule = LambdaLR(
             optimizer, lambda step: rate_factor(step, self.steps, self.config.optimizer)
         )
@@ -116,19 +104,30 @@ class Learner(L.LightningModule):
         }
 
 
-def adamw(towers: Towers, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW; vectors, scalars and position embeddings are not decayed."""
-    decayed: list[Tensor] = []
-    kept: list[Tensor] = []
+def adamw(towers: Towers, config: OptimizerConfig, layer_decay: float = 1.0) -> torch.optim.AdamW:
+    """AdamW over what learns, the groups of the highest rate first.
+
+    Vectors, scalars and position embeddings are not decayed; the rate falls by `layer_decay` with
+    each layer from a tower's end.
+    """
+    # Only a decay needs to know the layers, and not every open_clip model's are known.
+    far = layers.distances(towers.model) if layer_decay < 1 else {}
+    groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in towers.model.named_parameters():
         if parameter.requires_grad:
-            is_spared = parameter.ndim < 2 or name.endswith("positional_embedding")
-            (kept if is_spared else decayed).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+            rate = config.lr * layer_decay ** far.get(name, 0)
+            is_spared = parameter.ndim < 2 or name.endswith(("positional_embedding", "pos_embed"))
+            decay = 0.0 if is_spared else config.weight_decay
+            groups.setdefault((rate, decay), []).append(parameter)
+    highest_first = sorted(groups.items(), key=lambda group: group[0], reverse=True)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "lr": rate, "weight_decay": decay}
+            for (rate, decay), parameters in highest_first
+        ],
+        betas=config.betas,
+        fused=True,
+    )
 
 
 def rate_factor(step: int, steps: int, config: OptimizerConfig) -> float:
@@ -138,139 +137,3 @@ def rate_factor(step: int, steps: int, config: OptimizerConfig) -> float:
         return (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-class EvaluateOnTune(L.Callback):
-    """Scores `tune` every so many steps: keeps the best weights, stops early, writes checkpoints.
-
-    Without answered questions in `tune` it only writes checkpoints, and the last weights count as
-    the best. A checkpoint names the best weights of its time, and both are whole or not there, so
-    a run that is killed at any moment goes on from a pair that belongs together.
-    """
-
-    def __init__(self, run: Run, config: TrainConfig, dataset: Dataset, scorer: Scorer) -> None:
-        self.run = run
-        self.config = config
-        self.dataset = dataset
-        self.scorer = scorer
-        self.has_tune = loader.has_answers(dataset, "tune")
-        self.best = ""
-        self.best_macro = -1.0
-        self.waited = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_macro": self.best_macro, "waited": self.waited}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        vars(self).update(state_dict)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._stop_if_patience_is_over(trainer)  # it may have been stopped before its end
-
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        number: int,
-    ) -> None:
-        step = trainer.global_step
-        is_last = step == trainer.max_steps
-        is_whole = (number + 1) % self.config.accumulate == 0
-        if not is_whole or not (is_last or step % self.config.eval_every_steps == 0):
-            return
-        self._evaluate(trainer, step)
-        with new_file(self.run.last_checkpoint, replace=True) as partial:
-            trainer.save_checkpoint(partial, weights_only=False)
-            if not partial.stat().st_size:  # Lightning passes over a folder it may not write to
-                raise ClipstemError(f"{self.run.last_checkpoint} could not be written")
-        self.run.keep_only(self.best)
-        self._stop_if_patience_is_over(trainer)
-
-    def _evaluate(self, trainer: L.Trainer, step: int) -> None:
-        is_better = True
-        if self.has_tune:
-            summary = self._summary()
-            is_better = summary.macro > self.best_macro
-            self.best_macro = max(self.best_macro, summary.macro)
-            self.waited = 0 if is_better else self.waited + 1
-            tuned = {"macro": summary.macro, "micro": summary.micro, "nll": summary.nll}
-            for logger in trainer.loggers:
-                logger.log_metrics({f"tune_{name}": value for name, value in tuned.items()}, step)
-            log.info(
-                "step %d of %d: tune macro %.1f %%, micro %.1f %% (chance %.1f %%), nll %.3f%s",
-                *(step, trainer.max_steps, 100 * summary.macro, 100 * summary.micro),
-                *(100 * summary.chance_micro, summary.nll, ", best so far" if is_better else ""),
-            )
-        if is_better:
-            self.best = f"best-{step:08d}"
-            folder = self.run.checkpoint(self.best)
-            shutil.rmtree(folder, ignore_errors=True)  # of a run killed before its checkpoint
-            with new_folder(folder) as partial:
-                self.scorer.model.save(partial)
-
-    def _stop_if_patience_is_over(self, trainer: L.Trainer) -> None:
-        if self.config.patience is not None and self.waited >= self.config.patience:
-            log.info("stopped: no better macro accuracy in %d evaluations", self.waited)
-            trainer.should_stop = True
-
-    def _summary(self) -> Summary:
-        at_once = self.config.batch_size // self.config.accumulate
-        found = self.scorer.predict(self.dataset, "tune", at_once)
-        return summarize(
-            found.probs_QK, found.answer_Q, found.num_options_Q, found.columns["subject"]
-        )
-
-
-class Bar(RichProgressBar):
-    """Lightning's progress bar without the number of a version, which our runs do not have."""
-
-    def get_metrics(
-        self, trainer: L.Trainer, pl_module: L.LightningModule
-    ) -> dict[str, int | str | float | dict[str, float]]:
-        metrics = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in metrics.items() if name != "v_num"}
-
-
-class CsvLog(Logger):
-    """`metrics.csv`: a row for each logged step, appended.
-
-    A resumed run keeps the rows up to its checkpoint's step.
-    """
-
-    COLUMNS = (
-        *("step", "listwise", "contrast", "accuracy", "scale", "lr"),
-        *("tune_macro", "tune_micro", "tune_nll"),
-    )
-
-    def __init__(self, path: Path, steps_done: int) -> None:
-        super().__init__()
-        self.path = path
-        if path.exists():
-            header, *rows = path.read_text().splitlines()
-            kept = [row for row in rows if int(row.split(",")[0]) <= steps_done]
-            with new_file(path, replace=True) as partial:
-                partial.write_text("\n".join([header, *kept]) + "\n")
-
-    @property
-    def name(self) -> str:
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        is_new = not self.path.exists()
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, self.COLUMNS)
-            if is_new:
-                writer.writeheader()
-            writer.writerow(
-                {**{name: metrics[name] for name in metrics if name != "epoch"}, "step": step}
-            )
-
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any) -> None:
-        """Nothing: `config.yaml` has them."""

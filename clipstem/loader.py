@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as MapDataset
 
-from clipstem.images import PictureSpec, to_pixels
+from clipstem.images import PictureSpec, change_mildly, to_pixels
 from clipstem.pairs import PairBatch, collate
 from clipstem.question import ClipstemError, Kind, Picture, ProblemPicture
 from clipstem.shards import Dataset
@@ -29,6 +30,11 @@ class Batches(MapDataset[PairBatch]):
     question's weight is 1 / (questions of its global batch), so that the parts' losses add up to
     the mean over the batch. A part without any question gets one of weight 0, so that every part
     has something to run.
+
+    Attributes:
+        change_seed: pictures are changed mildly, by this seed, the step and the picture; None
+            leaves them as they are.
+        decodes: False gives one pixel for each picture, for a model that knows them by their keys.
     """
 
     dataset: Dataset
@@ -38,12 +44,15 @@ class Batches(MapDataset[PairBatch]):
     spec: PictureSpec
     problem_picture: ProblemPicture
     parts: int = 1
+    change_seed: int | None = None
+    decodes: bool = True
 
     def __len__(self) -> int:
         return len(self.order_SN) * self.parts
 
     def __getitem__(self, number: int) -> PairBatch:
-        batch_N = self.order_SN[number // self.parts]
+        step = number // self.parts
+        batch_N = self.order_SN[step]
         part_Q = batch_N[number % self.parts :: self.parts]
         here_Q = part_Q != NOBODY
         if not here_Q.any():
@@ -52,14 +61,19 @@ class Batches(MapDataset[PairBatch]):
         batch = collate(
             [None if place == NOBODY else next(questions) for place in part_Q],
             self.tokenizer,
-            self._decode,
+            partial(self._pixels, step),
             self.problem_picture,
         )
         weight_Q = (here_Q / (batch_N != NOBODY).sum()).astype(np.float32)
         return replace(batch, weight_Q=weight_Q).map(torch.from_numpy)
 
-    def _decode(self, picture: Picture) -> NDArray[np.uint8]:
-        return to_pixels(picture.data, self.spec)
+    def _pixels(self, step: int, picture: Picture) -> NDArray[np.uint8]:
+        if not self.decodes:
+            return np.zeros((1, 1, 3), np.uint8)
+        pixels_HWC = to_pixels(picture.data, self.spec)
+        if self.change_seed is None:
+            return pixels_HWC
+        return change_mildly(pixels_HWC, self.change_seed, step, int(picture.sha256[:16], 16))
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,21 @@ from torch import Tensor
 from clipstem.pairs import LOWEST_LOGIT, PairBatch
 
 
-def listwise(logits_QK: Tensor, answer_Q: Tensor) -> Tensor:
+def listwise(logits_QK: Tensor, answer_Q: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of the right option among the question's own options, [Q], nats.
 
-    A question whose answer is unknown has loss 0.
+    With label smoothing ε a question with n options has the target 1 - ε + ε/n for the right one
+    and ε/n for each other; the empty cells of shorter questions are no options. A question whose
+    answer is unknown has loss 0.
     """
-    return F.cross_entropy(logits_QK, answer_Q, ignore_index=-1, reduction="none")
+    right_Q = F.cross_entropy(logits_QK, answer_Q, ignore_index=-1, reduction="none")
+    if not smoothing:
+        return right_Q
+    empty_QK = logits_QK <= LOWEST_LOGIT
+    every_QK = -F.log_softmax(logits_QK, dim=1).masked_fill(empty_QK, 0.0)
+    options_Q = (~empty_QK).sum(dim=1).clamp(min=1)
+    even_Q = every_QK.sum(dim=1) / options_Q * (answer_Q >= 0)
+    return (1 - smoothing) * right_Q + smoothing * even_Q
 
 
 def in_batch_contrast(logits_VI: Tensor, batch: PairBatch) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 
 from clipstem.packing import Array, PackedTexts, lay_out
 from clipstem.question import ClipstemError, Kind, Picture, ProblemPicture, Question
-from clipstem.tokens import JoinedText, Tokenizer, join
+from clipstem.tokens import JoinedText, Tokenizer, Tokens, join
 
 EMPTY = -1  # a cell without a pair, a query without a picture, a place without a question
 LOWEST_LOGIT = float(np.finfo(np.float32).min)  # logits are fp32: this dtype's own minimum
@@ -73,6 +73,8 @@ class PairBatch:
         answer_Q: int64, the right option or `UNKNOWN_ANSWER`.
         weight_Q: fp32, what the question counts in a loss; 0 for an empty place.
         truncated_Q: int64, the most tokens that an option's text lost.
+        picture_keys, text_keys: what each distinct picture is known by, its content hash, and each
+            distinct text, its tokens.
     """
 
     ids: tuple[str, ...]
@@ -85,13 +87,15 @@ class PairBatch:
     answer_Q: Array
     weight_Q: Array
     truncated_Q: Array
+    picture_keys: tuple[str, ...]
+    text_keys: tuple[Tokens, ...]
 
     def map(self, change: Callable[[Array], Array]) -> PairBatch:
         """The same batch with every array changed, for example moved to a device."""
         arrays = {
             name: change(value)
             for name, value in vars(self).items()
-            if name not in ("ids", "texts")
+            if name not in ("ids", "texts", "picture_keys", "text_keys")
         }
         texts = PackedTexts(**{name: change(value) for name, value in vars(self.texts).items()})
         return replace(self, texts=texts, **arrays)
@@ -123,7 +127,7 @@ def collate(
     """
     ids = tuple(question.id if question else "" for question in questions)
     pictures: _Distinct[str] = _Distinct()
-    texts: _Distinct[tuple[int, ...]] = _Distinct()
+    texts: _Distinct[Tokens] = _Distinct()
     queries: _Distinct[tuple[int, int]] = _Distinct()
     pixels: list[np.ndarray] = []
     joined: list[JoinedText] = []
@@ -169,6 +173,8 @@ def collate(
         answer_Q=np.array([q.answer if q else EMPTY for q in questions], np.int64),
         weight_Q=np.array([float(q is not None) for q in questions], np.float32),
         truncated_Q=np.array(truncated, np.int64),
+        picture_keys=tuple(pictures),
+        text_keys=tuple(texts),
     )
 
 

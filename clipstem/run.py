@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ import yaml
 from clipstem.atomic import new_file
 from clipstem.question import ClipstemError
 
-MAY_CHANGE = {"resume", "out", "data", "trainer"}
-"""Settings of a run that may be others when it is resumed: where things are, and the machine."""
+MAY_CHANGE = {"resume", "out", "data", "trainer", "logger"}
+"""Settings of a run that may be others when it is resumed: where things are, machine and logs."""
 
 PACKAGES = ("clipstem", "torch", "torchvision", "open_clip_torch", "lightning", "numpy", "pillow")
 
@@ -41,14 +42,15 @@ class Run:
         """open_clip's own layout: `local-dir:<weights>` opens it."""
         return self.folder / "weights"
 
-    def checkpoint(self, name: str) -> Path:
-        """Weights kept while training, in the same layout."""
-        return self.folder / "checkpoints" / name
+    def kept(self, step: int) -> Path:
+        """The weights of one of the best evaluations, in the same layout."""
+        return self.folder / "checkpoints" / f"best-{step:08d}"
 
-    def keep_only(self, best: str) -> None:
-        """Remove the weights of evaluations that were best before."""
+    def keep_only(self, steps: Collection[int]) -> None:
+        """Remove the weights of evaluations that were among the best before."""
+        kept = [self.kept(step) for step in steps]
         for folder in (self.folder / "checkpoints").glob("best-*"):
-            if folder.name != best:
+            if folder not in kept:
                 shutil.rmtree(folder)
 
     @property

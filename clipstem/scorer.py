@@ -92,7 +92,7 @@ class Scorer:
         try:
             with torch.inference_mode():
                 batch = batch.map(lambda array: array.to(self.device, non_blocking=True))
-                with self._arithmetic():
+                with self.arithmetic():
                     image_ID, text_UD = self.model.embed(batch)
                 cosine_VI = pairs.cosines(batch, image_ID, text_UD)
                 return pairs.score(batch, cosine_VI, self.model.scale.float())
@@ -153,7 +153,7 @@ class Scorer:
             },
         )
 
-    def _arithmetic(self) -> contextlib.AbstractContextManager[object]:
+    def arithmetic(self) -> contextlib.AbstractContextManager[object]:
         """fp32 without shortcuts, so that scores are the reference's, unless bf16 is asked for."""
         if self.trainer.precision is Precision.bf16:
             return torch.autocast(self.device.type, torch.bfloat16)

@@ -26,6 +26,7 @@ from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from clipstem.config import ModelConfig
 from clipstem.images import PictureSpec
@@ -140,16 +141,34 @@ class Towers(nn.Module):
         return self.encode_pictures(batch.pixels_IHWC), self.encode_texts(batch.texts)
 
     def encode_pictures(self, pixels_IHWC: Tensor) -> Tensor:
-        """uint8 pixels, normalised here on the device -> unit embeddings [I, D], fp32."""
-        pixels_ICHW = (pixels_IHWC.float() / 255 - self.mean_C) / self.std_C
-        features_ID = self.model.encode_image(pixels_ICHW.permute(0, 3, 1, 2))
-        return F.normalize(features_ID.float(), dim=-1)
+        """uint8 pixels -> unit embeddings [I, D], fp32."""
+        return unit(self.picture_features(pixels_IHWC))
 
     def encode_texts(self, texts: PackedTexts) -> Tensor:
         """Texts, laid out as the tokenizer's layout says -> unit embeddings [U, D], fp32."""
+        return unit(self.text_features(texts))
+
+    def picture_features(self, pixels_IHWC: Tensor) -> Tensor:
+        """What the picture tower gives for uint8 pixels, which are normalised here, on the device;
+        [I, D], not yet of unit length."""
+        pixels_ICHW = (pixels_IHWC.float() / 255 - self.mean_C) / self.std_C
+        return self.model.encode_image(pixels_ICHW.permute(0, 3, 1, 2))
+
+    def text_features(self, texts: PackedTexts) -> Tensor:
+        """What the text tower gives, [U, D], not yet of unit length."""
         if self.tokenizer.layout is Layout.PACKED:
-            return F.normalize(self._encode_packed(texts).float(), dim=-1)
-        return F.normalize(self.model.encode_text(texts.tokens_RT).float(), dim=-1)
+            return self._encode_packed(texts)
+        return self.model.encode_text(texts.tokens_RT)
+
+    def train(self, mode: bool = True) -> Towers:
+        """Only what learns is ever in training mode: frozen layers keep their batch statistics and
+        drop nothing."""
+        super().train(mode)
+        for module in self.modules() if mode else ():
+            learns = [parameter.requires_grad for parameter in module.parameters()]
+            if learns and not any(learns):
+                module.eval()
+        return self
 
     def _encode_packed(self, texts: PackedTexts) -> Tensor:
         """Features of packed texts, [U, D].
@@ -157,12 +176,14 @@ class Towers(nn.Module):
         open_clip's own `encode_text` wants every text alone in a row of full length; a causal
         tower gives the same numbers here, at a tenth of the work.
         """
-        tower = _text_tower(self.model)
+        tower = text_tower(self.model)
         x_RTW = F.embedding(texts.tokens_RT, tower.token_embedding.weight)
         x_RTW = x_RTW + F.embedding(texts.position_RT, tower.positional_embedding)
         may_look_R1TT = may_look_RTT(texts)[:, None]
+        again = tower.transformer.grad_checkpointing and torch.is_grad_enabled()
         for block in tower.transformer.resblocks:
-            x_RTW = _block(block, x_RTW, may_look_R1TT)
+            given = (block, x_RTW, may_look_R1TT)
+            x_RTW = checkpoint(_block, *given, use_reentrant=False) if again else _block(*given)
         # Only the last token of each text is read out: normalise and project just those.
         last_UW = x_RTW.flatten(0, 1).index_select(0, texts.end_U)
         return _project(tower, tower.ln_final(last_UW))
@@ -189,7 +210,12 @@ class Towers(nn.Module):
         return digest.hexdigest()
 
 
-def _text_tower(model: Any) -> Any:
+def unit(features_ND: Tensor) -> Tensor:
+    """The rows at unit length, fp32."""
+    return F.normalize(features_ND.float(), dim=-1)
+
+
+def text_tower(model: Any) -> Any:
     """Where open_clip keeps the text tower's parts: on the model itself, or in `model.text`."""
     return model if hasattr(model, "token_embedding") else model.text
 
@@ -247,7 +273,7 @@ def create(config: ModelConfig, seed: int = 0) -> Towers:
 
 def layout_of(model: Any) -> tuple[Layout, str]:
     """The fastest way to lay out texts that is exact for this text tower, and why it is."""
-    tower = _text_tower(model)
+    tower = text_tower(model)
     if isinstance(tower, HFTextEncoder):
         return Layout.TRIMMED, "a Hugging Face tower masks its padding, so shorter rows are exact"
     pool = getattr(model, "text_pool_type", getattr(tower, "pool_type", "none"))

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import logging
 import shutil
 import signal
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
-from clipstem import console, loader, run, shards, towers
-from clipstem.atomic import new_folder
-from clipstem.config import ModelConfig, Precision, TrainConfig, verb
-from clipstem.learner import Bar, CsvLog, EvaluateOnTune, Learner
+from clipstem import averages, console, layers, loader, run, shards, towers
+from clipstem.atomic import new_file, new_folder
+from clipstem.callbacks import AverageWeights, Bar, EvaluateOnTune, summary_on_tune
+from clipstem.config import Precision, TrainConfig, TuneMode, verb
+from clipstem.csv_log import CsvLog
+from clipstem.features import RememberingTowers
+from clipstem.learner import Learner
+from clipstem.metrics import Summary
 from clipstem.question import ClipstemError
 from clipstem.run import Run
 from clipstem.scorer import Scorer
 from clipstem.shards import Dataset
+from clipstem.towers import Towers
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +46,17 @@ def train(config: TrainConfig) -> Run:
     """
     # ---- data and model, before anything is written
     dataset = shards.open_dataset(config.data)
-    order_SN = training_order(dataset, config)
-    has_tune = loader.has_answers(dataset, "tune")
+    _refuse_what_would_fail(config, dataset)
+    learns = config.tune.mode is not TuneMode.zero_shot
+    order_SN = training_order(dataset, config) if learns else None
+    model = towers.create(config.model, config.seed)
+    layers.set_up(model.model, config.tune)
     provenance = {
         "run": config.out,
         "model": config.model.name,
         "train_questions_of_skill": dataset.manifest.skills["train"],
     }
-    scorer = _scorer(towers.create(config.model, config.seed), config, provenance)
+    scorer = _scorer(model, config, provenance)
     # ---- the run's folder
     made = run.start(
         Path(config.out), OmegaConf.to_yaml(OmegaConf.structured(config)), config.resume
@@ -56,21 +68,22 @@ def train(config: TrainConfig) -> Run:
         raise ClipstemError(
             f"{config.data}: is not the data that {made.folder} began with (data_sha256 differs)"
         )
-    # ---- steps
-    best = _fit(config, dataset, order_SN, scorer, made)
-    # ---- what comes out: the best weights, calibrated on tune, scored on valid
-    scorer = _scorer(towers.create(ModelConfig(name=f"local-dir:{best}")), config, provenance)
-    if has_tune:
+    # ---- steps, and what is made of the weights that they led to
+    if order_SN is not None:
+        kept = _fit(config, dataset, order_SN, scorer, made)
+        _choose_weights(config, dataset, kept, scorer, made)
+    # ---- what comes out, calibrated on tune, scored on valid
+    if loader.has_answers(dataset, "tune"):
         scorer.calibrate(scorer.predict(dataset, "tune", _at_once(config)))
     shutil.rmtree(made.weights, ignore_errors=True)  # of a run that was stopped just here
     with new_folder(made.weights) as partial:
-        scorer.model.save(partial)
+        model.save(partial)
     made.write_facts(
         model=config.model.name,
         train_questions_of_skill=provenance["train_questions_of_skill"],
         temperature=scorer.temperature,
         problem_picture=config.model.problem_picture.value,
-        weights_sha256=scorer.model.weights_sha256(),
+        weights_sha256=model.weights_sha256(),
     )
     if "valid" in dataset.manifest.questions:
         score_valid(scorer, dataset, config, made)
@@ -78,7 +91,23 @@ def train(config: TrainConfig) -> Run:
     return made
 
 
-def _scorer(model: towers.Towers, config: TrainConfig, provenance: dict[str, Any]) -> Scorer:
+def _refuse_what_would_fail(config: TrainConfig, dataset: Dataset) -> None:
+    """At once, instead of after hours of training."""
+    for name in ("soup", "wise_ft"):
+        if getattr(config.tune, name) and not loader.has_answers(dataset, "tune"):
+            raise ClipstemError(
+                f"conf key 'tune.{name}': chooses weights on 'tune', which {config.data} does not "
+                "have; prepare it with tune_fraction above 0"
+            )
+    project = config.logger.wandb_project
+    if project is not None and importlib.util.find_spec("wandb") is None:
+        raise ClipstemError(
+            f"conf key 'logger.wandb_project': {project} needs wandb, which is not installed; "
+            "pip install wandb, or leave the key out"
+        )
+
+
+def _scorer(model: Towers, config: TrainConfig, provenance: dict[str, Any]) -> Scorer:
     mode = config.model.problem_picture
     return Scorer(model, config.trainer, problem_picture=mode, provenance=provenance)
 
@@ -115,25 +144,35 @@ def training_order(dataset: Dataset, config: TrainConfig) -> NDArray[np.int64]:
 
 def _fit(
     config: TrainConfig, dataset: Dataset, order_SN: NDArray[np.int64], scorer: Scorer, made: Run
-) -> Path:
-    """Run the steps that are left; returns the folder of the best weights."""
+) -> list[int]:
+    """Run the steps that are left; returns the steps of the best evaluations, best first."""
     on_cuda = scorer.device.type == "cuda"
     # Deterministic kernels are as fast on the CPU; on CUDA some do not exist.
     torch.use_deterministic_algorithms(not on_cuda)
     # Nothing here reads memory that it has not written; filling it cost a tenth of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     L.seed_everything(config.seed, verbose=False)
+    tune = config.tune
+    if tune.mode is TuneMode.head and tune.reuse_features:
+        scorer = _remembering(config, dataset, order_SN, scorer)
+    model = scorer.model
     batches = loader.Batches(
         dataset,
         "train",
         order_SN,
-        scorer.model.tokenizer,
-        scorer.model.spec,
+        model.tokenizer,
+        model.spec,
         config.model.problem_picture,
         parts=config.accumulate,
+        change_seed=None if tune.augment is None else config.seed,
+        decodes=not (isinstance(model, RememberingTowers) and model.knows_pictures),
     )
     checkpoint, done = _checkpoint(made)
-    evaluate = EvaluateOnTune(made, config, dataset, scorer)
+    average = None
+    if tune.ema_decay is not None:
+        average = AverageWeights(model.model, tune.ema_decay, config.accumulate)
+    evaluations = EvaluateOnTune(made, config, dataset, scorer, average)
+    loggers = _loggers(config, made, done)
     trainer = L.Trainer(
         accelerator="gpu" if on_cuda else "cpu",
         devices=1,
@@ -141,22 +180,21 @@ def _fit(
         max_epochs=1,  # one pass over the run's batches, however many epochs of questions they are
         max_steps=len(order_SN),
         accumulate_grad_batches=config.accumulate,
-        logger=[
-            TensorBoardLogger(made.folder, name="", version="tensorboard", purge_step=done + 1),
-            CsvLog(made.metrics, done),
-        ],
-        callbacks=[evaluate, Bar()],
+        logger=loggers,
+        callbacks=[*([average] if average else []), evaluations, Bar()],
         log_every_n_steps=min(10, len(order_SN)),
         enable_checkpointing=False,
         enable_model_summary=False,
     )
     data = loader.load(batches, config.trainer.workers, done * config.accumulate, pin=on_cuda)
+    model.train()  # Lightning leaves the mode as it finds it
     with warnings.catch_warnings():
         # One process reads ahead of the model on purpose, and the loader is resumed by `start`.
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own use of torch
-        learner = Learner(scorer.model, config, len(order_SN))
+        warnings.filterwarnings("ignore", ".*in eval mode at the start.*")  # frozen layers are
+        learner = Learner(model, config, len(order_SN))
         try:
             trainer.fit(learner, data, ckpt_path=checkpoint, weights_only=True)
         except SIGTERMException:  # Lightning would exit with 0
@@ -166,7 +204,93 @@ def _fit(
             if isinstance(stopped.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None
             raise
-    return made.checkpoint(evaluate.best)
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()  # the next run of this process begins one of its own
+    return [step for _, _, step in evaluations.kept]
+
+
+def _remembering(
+    config: TrainConfig, dataset: Dataset, order_SN: NDArray[np.int64], scorer: Scorer
+) -> Scorer:
+    """A scorer of the same model that has encoded every training question's pictures and texts."""
+    changes = config.tune.augment is not None
+    model = RememberingTowers(scorer.model, pictures=not changes)
+    remembering = _scorer(model, config, scorer.provenance)
+    if not model.knows_pictures:
+        why = "tune.augment changes them" if changes else "their tower has no head of its own"
+        log.info("features of pictures are not kept: %s", why)
+    numbers = np.unique(order_SN[order_SN != loader.NOBODY])
+    batches = loader.Batches(
+        dataset,
+        "train",
+        loader.batched(numbers, _at_once(config)),
+        model.tokenizer,
+        model.spec,
+        config.model.problem_picture,
+        decodes=model.knows_pictures,
+    )
+    model.eval()
+    with console.progress_bar("features", len(batches)) as progress, remembering.arithmetic():
+        for batch in loader.load(batches, config.trainer.workers):
+            model.remember(batch.map(lambda array: array.to(remembering.device)))
+            progress(1)
+    log.info("features kept in memory: %.1f MB", model.remembered_bytes / 1e6)
+    return remembering
+
+
+def _loggers(config: TrainConfig, made: Run, steps_done: int) -> list[Logger]:
+    loggers: list[Logger] = [
+        TensorBoardLogger(made.folder, name="", version="tensorboard", purge_step=steps_done + 1),
+        CsvLog(made.metrics, steps_done),
+    ]
+    if config.logger.wandb_project is not None:
+        # A resumed run goes on in the same run of W&B, another run of that folder does not.
+        identity = f"{made.folder} {made.facts['started']}"
+        loggers.append(
+            WandbLogger(
+                project=config.logger.wandb_project,
+                name=made.folder.name,
+                id=hashlib.sha256(identity.encode()).hexdigest()[:16],
+                save_dir=made.folder,
+            )
+        )
+    return loggers
+
+
+def _choose_weights(
+    config: TrainConfig, dataset: Dataset, kept: Sequence[int], scorer: Scorer, made: Run
+) -> None:
+    """Leave the model with the best weights, their soup, or what lies between them and the start.
+
+    Everything is chosen by the accuracy on `tune`.
+    """
+    model, tune = scorer.model.model, config.tune
+
+    def score(weights: averages.Weights) -> Summary:
+        model.load_state_dict(weights)
+        return summary_on_tune(scorer, dataset, _at_once(config))
+
+    tuned = load_file(made.kept(kept[0]) / towers.WEIGHTS_FILE)
+    if tune.soup:
+        others = (load_file(made.kept(step) / towers.WEIGHTS_FILE) for step in kept[1:])
+        tuned, taken = averages.greedy_soup(tuned, others, score)
+        made.write_facts(soup=[kept[place] for place in taken])
+    if tune.wise_ft:
+        start = towers.create(config.model, config.seed).model.state_dict()
+        alpha, curve = averages.wise_ft(start, tuned, score, tune.wise_ft_keeps)
+        tuned = averages.between(start, tuned, alpha)
+        made.write_facts(alpha=alpha)
+        _write_curve(made, curve)
+    model.load_state_dict(tuned)
+
+
+def _write_curve(made: Run, curve: Sequence[averages.Point]) -> None:
+    """`wise_ft.csv` in the run's folder."""
+    with new_file(made.folder / "wise_ft.csv", replace=True) as partial:
+        lines = [",".join(vars(curve[0]))]
+        lines += [",".join(map(str, vars(point).values())) for point in curve]
+        partial.write_text("\n".join(lines) + "\n")
 
 
 def _uses_bf16(precision: Precision, on_cuda: bool) -> bool:

@@ -24,6 +24,8 @@ from clipstem.config import (
     PrepareConfig,
     Source,
     TrainConfig,
+    TuneConfig,
+    TuneMode,
     check_keys,
     conf_folder,
     model_config,
@@ -45,7 +47,7 @@ NEEDED = {
     "bank": ["out=o"],
 }
 OPENED_WITH = {"model": ("train", ""), "trainer": ("train", ""), "experiment": ("train", "+")}
-OPENED_WITH["drawn"] = ("prepare", "+")
+OPENED_WITH |= {"drawn": ("prepare", "+"), "tune": ("train", "")}
 ALSO_NEEDED = {"open_clip": ["model.name=RN50"]}
 
 
@@ -66,7 +68,7 @@ FILES = sorted(path.relative_to(conf_folder()) for path in conf_folder().rglob("
 
 def test_every_file_of_conf_is_known_here() -> None:
     everything = [path for path in conf_folder().rglob("*") if path.is_file()]
-    assert len(FILES) == len(everything) == 15
+    assert len(FILES) == len(everything) == 23
     folders = {str(file.parent) for file in FILES}
     assert folders == {".", *OPENED_WITH}
     assert {file.stem for file in FILES if file.parent == Path()} == {"quiet", *SCHEMAS}
@@ -102,6 +104,9 @@ def test_a_verbs_file_is_short(name: str) -> None:
 def test_files_that_differ_from_the_defaults_do() -> None:
     assert checked("train", *NEEDED["train"]).model.name == "tiny"
     assert checked("predict", "data=d", "run=r", "split=valid").model is None
+    assert checked("train", *NEEDED["train"]).tune == TuneConfig()
+    head = checked("train", *NEEDED["train"], "tune=head", "tune.soup=2").tune
+    assert head == TuneConfig(mode=TuneMode.head, soup=2)
     large = checked("predict", "data=d", "out=o", "split=valid", "model=vit_l14_336").model
     assert large == ModelConfig("ViT-L-14-336-quickgelu", "openai") == model_config("vit_l14_336")
 
@@ -223,6 +228,10 @@ def train(**values: Any) -> TrainConfig:
     return TrainConfig(data="d", out="o", **values)
 
 
+def tune(**values: Any) -> TuneConfig:
+    return TuneConfig(**values)
+
+
 def predict(**values: Any) -> PredictConfig:
     return PredictConfig(data="d", **values)
 
@@ -245,6 +254,19 @@ def prepare(**values: Any) -> PrepareConfig:
             "conf key 'model.problem_picture': 'reference' always answers 0, so there is nothing "
             "to train; expected 'added' or 'ignored'",
         ),
+        (
+            tune,
+            {"mode": TuneMode.zero_shot, "soup": 3},
+            "conf key 'tune.soup': has no effect with tune.mode=zero_shot; leave it out",
+        ),
+        (
+            tune,
+            {"mode": TuneMode.head, "drop_path": 0.1},
+            "conf key 'tune.drop_path': has no effect with tune.mode=head; leave it out",
+        ),
+        (tune, {"layer_decay": 0.0}, "conf key 'layer_decay': 0.0 is not above 0 and at most 1"),
+        (tune, {"ema_decay": 1.0}, "conf key 'ema_decay': 1.0 is not from 0 to below 1"),
+        (tune, {"blocks": 0}, "conf key 'blocks': 0 is below 1"),
         (train, {"batch_size": 0}, "conf key 'batch_size': 0 is not above 0"),
         (train, {"accumulate": 0}, "conf key 'accumulate': 0 is not above 0"),
         (train, {"steps": 0}, "conf key 'steps': 0 is below 1"),

@@ -18,7 +18,7 @@ from PIL import Image
 from samples import encoded
 
 from clipstem.config import PictureFit
-from clipstem.images import SUFFIXES, PictureSpec, check_picture, shrink, to_pixels
+from clipstem.images import SUFFIXES, PictureSpec, change_mildly, check_picture, shrink, to_pixels
 from clipstem.question import ClipstemError
 
 SIDE = 64
@@ -283,3 +283,49 @@ def test_a_large_picture_is_made_smaller_in_its_own_format(name: str) -> None:
         assert small.size == (14, 20)
         assert small.format == name.split()[0]
     assert shrink(ZOO[name], 53) is ZOO[name]
+
+
+# ---------------------------------------------------------------------------- change_mildly
+
+COLOURS = {"red": (220, 30, 30), "green": (20, 160, 40), "blue": (30, 40, 200), "grey": (90,) * 3}
+
+
+def four_quarters() -> NDArray[np.uint8]:
+    """A colour in each quarter of a picture."""
+    pixels = np.zeros((40, 40, 3), np.uint8)
+    places = [(0, 0), (0, 20), (20, 0), (20, 20)]
+    for (top, left), colour in zip(places, COLOURS.values(), strict=True):
+        pixels[top : top + 20, left : left + 20] = colour
+    return pixels
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_changed_picture_keeps_its_colours_in_their_places(seed: int) -> None:
+    before = four_quarters()
+    after = change_mildly(before, seed, 1, 2)
+    assert after.shape == before.shape and after.dtype == np.uint8
+    assert not np.array_equal(after, before)
+    for top, left in ((4, 4), (4, 32), (32, 4), (32, 32)):  # inside every quarter, wherever cut
+        was, now = (image[top, left].astype(int) for image in (before, after))
+        assert now.argmax() == was.argmax()
+        assert abs(now - was).max() <= 60
+        if len(set(was)) == 1:
+            assert max(now) - min(now) <= 1
+
+
+def test_a_change_is_a_function_of_its_seed() -> None:
+    pixels = four_quarters()
+    first = change_mildly(pixels, 3, 5, 7)
+    assert np.array_equal(first, change_mildly(pixels, 3, 5, 7))
+    for other in ((4, 5, 7), (3, 6, 7), (3, 5, 8)):
+        assert not np.array_equal(first, change_mildly(pixels, *other))
+
+
+def test_at_least_nine_tenths_of_a_picture_stay() -> None:
+    slope = np.zeros((100, 100, 3), np.uint8)
+    slope[:] = np.arange(100)[None, :, None] + 50
+    for seed in range(30):
+        changed = change_mildly(slope, seed).astype(float)
+        # Contrast and brightness are within a tenth, what is cut off within a twentieth a side.
+        spread = (changed[:, -1].mean() - changed[:, 0].mean()) / 99
+        assert 0.94 * 0.9 * 0.9 - 0.02 <= spread <= 1.1 * 1.1 + 0.02

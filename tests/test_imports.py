@@ -22,16 +22,16 @@ ROWS = (
     ("shards", "console", "sources", "tokens"),
     ("jsonl", "packing"),
     ("spool", "pairs"),
-    ("towers", "loss", "loader"),
-    ("scorer",),
-    ("learner",),
+    ("towers", "loss", "loader", "csv_log"),
+    ("scorer", "layers", "averages"),
+    ("features", "learner", "callbacks"),
     ("prepare", "train", "predict", "bank.__main__"),
 )
 """From the bottom up: a module imports from rows below its own, never from its own or above."""
 
 LIGHT = ("prepare", "bank", "bank.__main__", "prediction", "metrics", "shards", "pairs", "packing")
 
-ONLY_IN = {"open_clip": {"towers"}, "webdataset": {"shards"}}
+ONLY_IN = {"open_clip": {"towers", "layers"}, "webdataset": {"shards"}}
 
 
 def module_of(path: Path) -> str:

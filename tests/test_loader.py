@@ -51,9 +51,10 @@ def equal(left: PairBatch, right: PairBatch) -> bool:
         (getattr(a, field.name), getattr(b, field.name))
         for a, b in ((left, right), (left.texts, right.texts))
         for field in fields(a)
-        if field.name not in ("ids", "texts")
+        if field.name not in ("ids", "texts", "picture_keys", "text_keys")
     ]
-    return left.ids == right.ids and all(torch.equal(a, b) for a, b in arrays)
+    keys = [(batch.ids, batch.picture_keys, batch.text_keys) for batch in (left, right)]
+    return keys[0] == keys[1] and all(torch.equal(a, b) for a, b in arrays)
 
 
 # ---------------------------------------------------------------------------- batches
@@ -106,6 +107,36 @@ def test_workers_make_the_same_batches_in_the_same_order(
     found = list(load(made, workers, start))
     assert len(load(made, workers, start)) == 10  # of the whole order, as Lightning counts
     assert all(map(equal, found, all_of(made)[start:]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_changed_pictures_depend_on_seed_step_and_picture_alone(
+    dataset: Dataset, workers: int
+) -> None:
+    plain = batches(dataset, [[0, 1, 2, 3]] * 2, parts=2)
+    made = replace(plain, change_seed=5)
+    found = list(load(made, workers))
+    assert all(map(equal, found, all_of(made)))
+    assert all(map(equal, load(made, workers, start=2), found[2:]))
+    shown = [
+        dict(zip(batch.picture_keys, batch.pixels_IHWC.unbind(), strict=True)) for batch in found
+    ]
+    for before, first, second in zip(all_of(plain)[:2], shown[:2], shown[2:], strict=True):
+        for key, pixels in zip(before.picture_keys, before.pixels_IHWC, strict=True):
+            assert not torch.equal(pixels, first[key])
+            assert not torch.equal(first[key], second[key])
+    for key in shown[0].keys() & shown[1].keys():  # of the same step
+        assert torch.equal(shown[0][key], shown[1][key])
+    other = list(load(replace(made, change_seed=6), workers))
+    assert not torch.equal(other[0].pixels_IHWC, found[0].pixels_IHWC)
+
+
+def test_pictures_that_are_known_by_their_keys_are_not_decoded(dataset: Dataset) -> None:
+    made = batches(dataset, [[0, 1, 2]])
+    (whole,), (blind,) = all_of(made), all_of(replace(made, decodes=False))
+    assert blind.pixels_IHWC.shape == (len(whole.pixels_IHWC), 1, 1, 3)
+    assert blind.picture_keys == whole.picture_keys
+    assert torch.equal(blind.cell_QK, whole.cell_QK)
 
 
 def test_batches_before_the_start_are_never_read(

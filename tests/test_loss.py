@@ -26,6 +26,32 @@ def test_listwise_is_the_cross_entropy_over_the_questions_own_options() -> None:
     torch.testing.assert_close(losses, torch.tensor([first, second]))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_label_smoothing_spreads_over_a_questions_own_options(smoothing: float) -> None:
+    rows = [[1.0, -2.0, 0.5], [3.0, 3.0], [0.2, 0.1, -5.0, 4.0]]
+    answers = [2, 0, 1]
+    logits_QK = torch.full((3, 4), LOWEST_LOGIT)
+    expected = []
+    for place, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+        logits_QK[place, : len(row)] = torch.tensor(row)
+        total = math.log(sum(math.exp(logit) for logit in row))
+        loss = 0.0
+        for option, logit in enumerate(row):
+            target = smoothing / len(row) + (1 - smoothing) * (option == answer)
+            loss -= target * (logit - total)
+        expected.append(loss)
+    logits_QK.requires_grad_()
+    losses_Q = listwise(logits_QK, torch.tensor(answers), smoothing)
+    assert losses_Q.tolist() == pytest.approx(expected, abs=1e-5)
+    (gradient_QK,) = torch.autograd.grad(losses_Q.sum(), logits_QK)
+    assert not gradient_QK[logits_QK <= LOWEST_LOGIT].any()
+
+
+def test_smoothing_leaves_unknown_answers_and_empty_places_at_0() -> None:
+    logits_QK = torch.tensor([[1.0, 2.0], [LOWEST_LOGIT, LOWEST_LOGIT]])
+    assert listwise(logits_QK, torch.tensor([-1, -1]), 0.2).tolist() == [0, 0]
+
+
 def test_listwise_leaves_unknown_answers_and_empty_cells_alone() -> None:
     logits_QK = torch.tensor(
         [[1.0, 2.0], [0.0, LOWEST_LOGIT], [LOWEST_LOGIT, LOWEST_LOGIT]], requires_grad=True

@@ -149,12 +149,10 @@ def test_map_changes_every_array_and_nothing_else() -> None:
     tensors = batch.map(torch.from_numpy)
     assert tensors.ids == batch.ids
     arrays = {**vars(tensors), **vars(tensors.texts)}
-    assert {name for name, value in arrays.items() if not isinstance(value, torch.Tensor)} == {
-        "ids",
-        "texts",
-    }
+    others = {"ids", "texts", "picture_keys", "text_keys"}
+    assert {name for name, it in arrays.items() if not isinstance(it, torch.Tensor)} == others
     for name, value in {**vars(batch), **vars(batch.texts)}.items():
-        if name not in ("ids", "texts"):
+        if name not in others:
             assert isinstance(value, np.ndarray)
             assert np.array_equal(arrays[name].numpy(), value)
 

@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ MODULES: dict[str, Any] = {
 }
 DRAWN = "questions_per_skill={train: 6, valid: 2, test: 2}"
 FEW = ["skills=[weather,find-the-solid,mixing-screen-lights]"]
+PRETRAINED = [path.stem for path in EXPERIMENTS if "override /model: vit_" in path.read_text()]
 STEPS = ["steps=2", "batch_size=8", "eval_every_steps=1", "trainer=cpu", "trainer.workers=0"]
 
 
@@ -63,14 +65,27 @@ def shrunk(verb: str, overrides: list[str]) -> list[str]:
     """The same command at a size for a test, on the device that every machine has."""
     said = " ".join(overrides)
     if verb == "train":
-        kept = [o for o in overrides if not o.startswith(("steps=", "batch_size="))]
-        return [*("model=tiny_vit" if o == "model=vit_b32" else o for o in kept), *STEPS]
+        kept = [o for o in overrides if not o.startswith(("steps=", "batch_size=", "model="))]
+        given = [o for o in overrides if o.startswith("model=")]
+        is_pretrained = "=vit_" in said or any(name in said for name in PRETRAINED)
+        return [*kept, *(["model=tiny_vit"] if is_pretrained else given), *STEPS]
     if verb in ("prepare", "bank") and "source=" not in said:
         kept = [o for o in overrides if not o.startswith("questions_per_skill=")]
-        return [*kept, DRAWN, *([] if "+drawn" in said else FEW), "workers=1"]
+        few = [] if "+drawn" in said else FEW
+        held_out = ["tune_fraction=0.3"] if verb == "prepare" else []
+        return [*kept, DRAWN, *few, *held_out, "workers=1"]
     if verb == "prepare":
-        return [*overrides, "workers=1", "verify=header"]
+        return [*overrides, "workers=1", "verify=header", "tune_fraction=0.3"]
     return [*overrides, "batch_size=8", "trainer.workers=0"]
+
+
+def single(overrides: list[str]) -> list[list[str]]:
+    """The overrides of each run that a multirun command starts."""
+    if not {"-m", "--multirun"} & set(overrides):
+        return [overrides]
+    choices = [o.split("=", 1) for o in overrides if "=" in o]
+    runs = product(*([f"{key}={value}" for value in values.split(",")] for key, values in choices))
+    return [list(run) for run in runs]
 
 
 @pytest.mark.parametrize("command", readme_commands() + experiment_commands())
@@ -79,11 +94,12 @@ def test_a_shown_command_composes(command: str, monkeypatch: pytest.MonkeyPatch)
     verb, overrides = split_command(command)
     check_keys(SCHEMAS[verb], overrides)
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        composed = compose(verb, overrides)
-        if "hydra" in composed:
-            del composed["hydra"]
-    assert isinstance(to_dataclass(SCHEMAS[verb], composed), SCHEMAS[verb])
+    for run in single(overrides):
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            composed = compose(verb, run)
+            if "hydra" in composed:
+                del composed["hydra"]
+        assert isinstance(to_dataclass(SCHEMAS[verb], composed), SCHEMAS[verb])
 
 
 def run_shrunk(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +107,15 @@ def run_shrunk(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", [verb, *shrunk(verb, overrides)])
     GlobalHydra.instance().clear()
     MODULES[verb].main()
+
+
+def bring_stem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few drawn questions for the real ones, whose path other tests walk."""
+    monkeypatch.chdir(folder)
+    for name in ("stand_in", "stemdataset/STEM"):
+        monkeypatch.setattr("sys.argv", ["bank", f"out={name}", DRAWN, *FEW, "workers=1"])
+        MODULES["bank"].main()
+    monkeypatch.setenv("CLIPSTEM_REALSET", "stand_in")
 
 
 def bring_questions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,10 +132,7 @@ def bring_questions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         )
     (folder / "questions.jsonl").write_text("\n".join(lines))
     Image.new("RGB", (30, 30), "blue").save(folder / "picture.png")
-    # A few drawn questions stand in for the real ones, whose path other tests walk.
-    monkeypatch.setenv("CLIPSTEM_REALSET", "stand_in")
-    monkeypatch.setattr("sys.argv", ["bank", "out=stand_in", DRAWN, *FEW, "workers=1"])
-    MODULES["bank"].main()
+    bring_stem(folder, monkeypatch)
 
 
 def test_the_readmes_commands_run_in_their_order(
@@ -119,13 +141,13 @@ def test_the_readmes_commands_run_in_their_order(
     monkeypatch.chdir(tmp_path)
     bring_questions(tmp_path, monkeypatch)
     commands = readme_commands()
-    assert len(commands) == 11
+    assert len(commands) == 12
     for command in commands:
         if "resume=true" in command:  # of a run that is not finished
             (tmp_path / "runs/first/DONE").unlink()
         run_shrunk(command, monkeypatch)
     made = {path.name for path in (tmp_path / "runs").iterdir()}
-    assert made == {"first", "vit_b32"}
+    assert made == {"careful", "first", "vit_b32"}
     assert (tmp_path / "preds.txt").is_file()
     python = re.search(r"```python\n(import clipstem.*?)```", README, flags=re.S)
     assert python
@@ -133,6 +155,18 @@ def test_the_readmes_commands_run_in_their_order(
     exec(python[1], names)
     assert names["probabilities"].shape == (2,)
     assert names["probabilities"].sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiments_commands_run_in_their_order(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring_stem(tmp_path, monkeypatch)
+    commands = measure.commands(experiment)
+    for command in commands:
+        run_shrunk(command, monkeypatch)
+    runs = single(split_command(commands[-1])[1])
+    assert len(list((tmp_path / "runs").glob(f"{experiment.stem}*/DONE"))) == len(runs)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.stem)

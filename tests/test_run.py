@@ -37,7 +37,7 @@ def test_a_start_makes_the_folder_with_the_config(tmp_path: Path) -> None:
 def test_names_are_those_of_the_readme(tmp_path: Path) -> None:
     made = Run(tmp_path)
     assert made.weights == tmp_path / "weights"
-    assert made.checkpoint("best-1") == tmp_path / "checkpoints" / "best-1"
+    assert made.kept(12) == tmp_path / "checkpoints" / "best-00000012"
     assert made.last_checkpoint == tmp_path / "checkpoints" / "last.ckpt"
     assert made.metrics == tmp_path / "metrics.csv"
     assert made.predictions("valid") == tmp_path / "predictions" / "valid.parquet"
