@@ -377,6 +377,65 @@ class PrepareConfig:
 
 
 @dataclass
+class TowerConfig:
+    """Where a tower's architecture and weights come from, for `AssembleConfig`.
+
+    A place is a path, or `package:<module>/<path>` for a file inside an installed Python package.
+    """
+
+    name: str = MISSING
+    """Picture tower: a timm model's name. Text tower: a Hugging Face folder, with its tokenizer, or
+    the name of one at the Hub."""
+    weights: str | None = None
+    """Picture tower: a file of weights, read as weights only; null draws them from the seed."""
+    sha256: str | None = None
+    """The weights file's hash, which is then checked; of a text tower its `model.safetensors`."""
+
+
+@dataclass
+class AssembleConfig:
+    """`python -m clipstem.assemble`: an open_clip model of a timm picture tower and a Hugging Face
+    text tower, with projections between them that are yet to learn."""
+
+    out: str = MISSING
+    """The folder of weights, in open_clip's layout, which must not exist yet."""
+    picture: TowerConfig = field(default_factory=TowerConfig)
+    text: TowerConfig = field(default_factory=TowerConfig)
+    embed_dim: int = 256
+    """Width of the embeddings."""
+    projection: str = "mlp"
+    """What stands behind each tower: `mlp` (one hidden layer) or `linear`."""
+    dropout: float = 0.0
+    """Of the picture tower's projection, in training."""
+    image_size: int = 224
+    """Side of the square that the picture tower sees, px."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """What is subtracted from each channel's values, which go from 0 to 1."""
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """What each channel is then divided by."""
+    fill: int = 0
+    """Grey value, 0 to 255, of the border that `picture_fit=pad` adds."""
+    context_length: int = 77
+    """Longest text, tokens, with its marks."""
+    pooler: str = "mean_pooler"
+    """How the text tower's tokens become one vector: one of open_clip's poolers."""
+    seed: int = 0
+    """Seed of the weights that nobody gives."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "embed_dim", "image_size", "context_length")
+        _require_at_least(self, 0, "seed")
+        _require_seed(self.seed)
+        _require_fraction(self, "dropout")
+        if self.projection not in ("mlp", "linear"):
+            raise ClipstemError(
+                f"conf key 'projection': '{self.projection}' is unknown; expected mlp or linear"
+            )
+        if not 0 <= self.fill <= 255:
+            raise ClipstemError(f"conf key 'fill': {self.fill} is not from 0 to 255")
+
+
+@dataclass
 class BankConfig:
     """`python -m clipstem.bank`: write drawn questions as parquet files in STEM's schema."""
 

@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -55,9 +56,12 @@ def commands(experiment: Path) -> list[str]:
 
 def run_command(command: str, folder: Path) -> dict[str, Any]:
     """Run one command in `folder`; its seconds, and the most memory it and its children held."""
-    words = [sys.executable if word == "python" else word for word in command.split()]
+    words = [
+        sys.executable if word == "python" else word
+        for word in shlex.split(os.path.expandvars(command))
+    ]
     started = time.perf_counter()
-    process = psutil.Popen([os.path.expandvars(word) for word in words], cwd=folder)
+    process = psutil.Popen(words, cwd=folder)
     peak_bytes = 0
 
     def watch() -> None:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from clipstem import config
 from clipstem.config import (
+    AssembleConfig,
     BankConfig,
     ModelConfig,
     PictureFit,
@@ -39,15 +40,17 @@ SCHEMAS: dict[str, type[Any]] = {
     "predict": PredictConfig,
     "prepare": PrepareConfig,
     "bank": BankConfig,
+    "assemble": AssembleConfig,
 }
 NEEDED = {
     "train": ["data=d", "out=o"],
     "predict": ["data=d", "run=r", "split=valid"],
     "prepare": ["out=o"],
     "bank": ["out=o"],
+    "assemble": ["out=o", "picture.name=p", "text.name=t"],
 }
 OPENED_WITH = {"model": ("train", ""), "trainer": ("train", ""), "experiment": ("train", "+")}
-OPENED_WITH |= {"drawn": ("prepare", "+"), "tune": ("train", "")}
+OPENED_WITH |= {"drawn": ("prepare", "+"), "tune": ("train", ""), "assembled": ("assemble", "+")}
 ALSO_NEEDED = {"open_clip": ["model.name=RN50"]}
 
 
@@ -68,7 +71,7 @@ FILES = sorted(path.relative_to(conf_folder()) for path in conf_folder().rglob("
 
 def test_every_file_of_conf_is_known_here() -> None:
     everything = [path for path in conf_folder().rglob("*") if path.is_file()]
-    assert len(FILES) == len(everything) == 23
+    assert len(FILES) == len(everything) == 31
     folders = {str(file.parent) for file in FILES}
     assert folders == {".", *OPENED_WITH}
     assert {file.stem for file in FILES if file.parent == Path()} == {"quiet", *SCHEMAS}

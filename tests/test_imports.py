@@ -25,7 +25,7 @@ ROWS = (
     ("towers", "loss", "loader", "csv_log"),
     ("scorer", "layers", "averages"),
     ("features", "learner", "callbacks"),
-    ("prepare", "train", "predict", "bank.__main__"),
+    ("prepare", "train", "predict", "assemble", "bank.__main__"),
 )
 """From the bottom up: a module imports from rows below its own, never from its own or above."""
 
