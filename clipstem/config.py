@@ -310,6 +310,48 @@ class BankConfig:
         _require_counts(self.questions_per_skill)
 
 
+class Rule(Enum):
+    """How an answer changes the score of an exam; `clipstem.exam` has the numbers."""
+
+    regular = "regular"
+    advanced = "advanced"
+    fast = "fast"
+    powerpath = "powerpath"
+
+
+class Choices(Enum):
+    """How the probabilities of the options become an answer."""
+
+    argmax = "argmax"  # the most probable option, each time the same
+    drawn = "drawn"  # an option drawn with its probability, each time anew
+
+
+@dataclass
+class ExamConfig:
+    """`python -m clipstem.exam`: the score, 0 to 100, that answers get in an exam of each skill."""
+
+    predictions: str = MISSING
+    """A predictions file."""
+    out: str | None = None
+    """A new folder for `exam.json` and `exam.parquet`; null only prints."""
+    rule: Rule = Rule.regular
+    """How an answer changes the score: `regular`, `advanced`, `fast` or `powerpath`."""
+    questions_per_skill: int = 100
+    """Most questions of one exam; it ends before at a score of 100."""
+    replacement: bool = True
+    """Whether a question can come twice in one exam; if not, too small skills are left out."""
+    choices: Choices = Choices.argmax
+    """The most probable option (`argmax`), or one drawn with its probability (`drawn`)."""
+    repeats: int = 1000
+    """Exams of each skill, each with other questions drawn."""
+    seed: int = 0
+    """Seed of the drawn questions and answers."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "questions_per_skill", "repeats")
+        _require_at_least(self, 0, "seed")
+
+
 SOURCE_SPLITS = ("train", "valid", "test")
 """Splits that a source can have; `tune` is held out of `train`."""
 

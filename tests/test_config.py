@@ -18,6 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from clipstem import config
 from clipstem.config import (
     BankConfig,
+    ExamConfig,
     ModelConfig,
     PictureFit,
     PredictConfig,
@@ -37,12 +38,14 @@ SCHEMAS: dict[str, type[Any]] = {
     "predict": PredictConfig,
     "prepare": PrepareConfig,
     "bank": BankConfig,
+    "exam": ExamConfig,
 }
 NEEDED = {
     "train": ["data=d", "out=o"],
     "predict": ["data=d", "run=r", "split=valid"],
     "prepare": ["out=o"],
     "bank": ["out=o"],
+    "exam": ["predictions=p"],
 }
 OPENED_WITH = {"model": ("train", ""), "trainer": ("train", ""), "experiment": ("train", "+")}
 OPENED_WITH["drawn"] = ("prepare", "+")
@@ -66,7 +69,7 @@ FILES = sorted(path.relative_to(conf_folder()) for path in conf_folder().rglob("
 
 def test_every_file_of_conf_is_known_here() -> None:
     everything = [path for path in conf_folder().rglob("*") if path.is_file()]
-    assert len(FILES) == len(everything) == 15
+    assert len(FILES) == len(everything) == 16
     folders = {str(file.parent) for file in FILES}
     assert folders == {".", *OPENED_WITH}
     assert {file.stem for file in FILES if file.parent == Path()} == {"quiet", *SCHEMAS}

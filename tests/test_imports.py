@@ -20,7 +20,7 @@ ROWS = (
     ("bank.stem",),
     ("storage", "images", "metrics", "statistics"),
     ("shards", "console", "sources", "tokens"),
-    ("jsonl", "packing"),
+    ("jsonl", "packing", "exam"),
     ("spool", "pairs"),
     ("towers", "loss", "loader"),
     ("scorer",),
