@@ -6,11 +6,14 @@ Members of enums are lower-case because their names are what people type.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -426,6 +429,9 @@ def verb(
                 function(to_dataclass(schema, raw))
 
         def main() -> None:
+            if {"--help", "-h"} & set(sys.argv[1:]):  # Hydra's own takes twice as long to say less
+                print(help_text(name, schema))
+                return
             with _one_line_errors(name):
                 check_keys(schema, sys.argv[1:])
             hydra.main(config_path=str(conf_folder()), config_name=name, version_base="1.3")(
@@ -435,6 +441,43 @@ def verb(
         return main
 
     return decorate
+
+
+def help_text(name: str, schema: type) -> str:
+    """What a verb does and each of its settings: the docstrings above, with the defaults."""
+    tree = ast.parse(Path(__file__).read_text())
+    described = {
+        (node.name, before.target.id): after.value.value
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        for before, after in pairwise(node.body)
+        if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name)
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+    }
+    lines = [str(schema.__doc__), ""]
+    for key, owner, default in _settings(schema):
+        said = "" if default is None else f"={default}"
+        lines += [f"  {key}{said}", f"      {described[owner.__name__, key.split('.')[-1]]}"]
+    groups = sorted(path.name for path in conf_folder().iterdir() if path.is_dir())
+    lines += [
+        "",
+        f"conf/{name}.yaml and the files of conf/ that it names come before these defaults;",
+        f"groups of files: {', '.join(groups)}. --hydra-help says more.",
+    ]
+    return "\n".join(lines)
+
+
+def _settings(schema: Any, prefix: str = "") -> Iterator[tuple[str, type, Any]]:
+    """Each plain setting: its key, the dataclass that has it, and its default as it is typed."""
+    children = _children(schema)
+    for it in fields(schema):
+        if (child := children[it.name]) is not None:
+            yield from _settings(child, f"{prefix}{it.name}.")
+            continue
+        default = it.default if it.default_factory is NO_DEFAULT else it.default_factory()
+        typed = default.value if isinstance(default, Enum) else default
+        typed = str(typed).lower() if isinstance(typed, bool) else typed
+        yield f"{prefix}{it.name}", schema, "<needed>" if typed == MISSING else typed
 
 
 class _one_line_errors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from clipstem.config import (
     TrainConfig,
     check_keys,
     conf_folder,
+    help_text,
     model_config,
     to_dataclass,
     verb,
@@ -381,3 +383,21 @@ def test_mistakes_on_the_command_line_have_no_traceback(
     if code == 2:
         assert ended.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_help_says_what_every_setting_is(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [name, "--help"])
+    verb(name, SCHEMAS[name])(lambda config: pytest.fail("help runs nothing"))()
+    printed = capsys.readouterr().out
+    for setting in vars(checked(name, *NEEDED[name])):
+        assert re.search(rf"^  {setting}[.=\n]", printed, flags=re.M), setting
+    assert f"conf/{name}.yaml" in printed
+
+
+def test_help_shows_defaults_as_they_are_typed() -> None:
+    printed = help_text("exam", ExamConfig)
+    assert "\n  replacement=true\n      Whether a question can come twice" in printed
+    assert "\n  predictions=<needed>\n" in printed and "\n  rule=regular\n" in printed
