@@ -20,7 +20,7 @@ ROWS = (
     ("bank.stem",),
     ("storage", "images", "metrics", "statistics"),
     ("shards", "console", "sources", "tokens"),
-    ("jsonl", "packing", "exam"),
+    ("jsonl", "packing", "exam", "perturb"),
     ("spool", "pairs"),
     ("towers", "loss", "loader"),
     ("scorer",),
