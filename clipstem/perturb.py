@@ -2,7 +2,8 @@
 
 A change is a function of the seed and the question's id, whatever the batch or the process. There
 are no flips, no cuts to one side and no dropped numbers or negations: questions ask for left and
-right, count, and say "not".
+right, count, and say "not". What a change hides may be what was asked for: the answer to a question
+about a colour stays true in grey, but cannot be seen any more.
 """
 
 from __future__ import annotations
