@@ -6,11 +6,14 @@ Members of enums are lower-case because their names are what people type.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -189,6 +192,23 @@ class LoggerConfig:
     """A project of Weights & Biases, which needs `pip install wandb`; null leaves it out."""
 
 
+class Perturbation(Enum):
+    """A change to a question that leaves its answer true; `clipstem.perturb` has the strengths."""
+
+    blank_picture = "blank_picture"  # every picture is the same grey square
+    shuffled_pictures = "shuffled_pictures"  # the pictures of another question of the same kind
+    options_only = "options_only"  # no question, and its picture blank
+    typos = "typos"  # neighbouring letters change places in words of the question
+    case = "case"  # words of the question in capitals
+    word_drops = "word_drops"  # small words of the question are left out
+    blur = "blur"
+    noise = "noise"
+    jpeg = "jpeg"  # the traces of strong compression
+    greyscale = "greyscale"
+    crop = "crop"  # the border is cut off
+    rotation = "rotation"  # a little to the left or to the right
+
+
 @dataclass
 class TrainConfig:
     """`python -m clipstem.train`: fine-tune a model on a prepared data set."""
@@ -214,6 +234,9 @@ class TrainConfig:
     """Parts that a step's questions are computed in; each part sees only its own negatives."""
     contrast_weight: float = 1.0
     """Weight of the in-batch contrast beside the cross-entropy over a question's options."""
+    perturb: Perturbation | None = None
+    """Change every question of the run, of `train`, `tune` and `valid` alike, at the strength that
+    `clipstem.perturb` states: `blank_picture` trains a model that never sees a picture."""
     eval_every_steps: int = 200
     """Steps between two evaluations on `tune`; each also writes a checkpoint."""
     patience: int | None = 5
@@ -251,18 +274,22 @@ class PredictConfig:
     split: str = MISSING
     """`train`, `tune`, `valid`, `test`, or `all`."""
     out: str | None = None
-    """The predictions file; null writes `<run>/predictions/<split>.parquet`."""
+    """The predictions file; null writes `<run>/predictions/<split>[-<perturb>].parquet`."""
     preds_txt: str | None = None
     """Also write the leaderboard's file of choices here."""
     problem_picture: ProblemPicture | None = None
     """What the problem's picture does where the options are pictures; null: as in training."""
     temperature: float | None = None
     """Divides the logits; null takes the run's, or for `model=` fits it on `tune` if there."""
+    perturb: Perturbation | None = None
+    """Change each question in this way before it is scored; the temperature stays the run's."""
+    perturb_strength: float | None = None
+    """How strongly, in the unit that `clipstem.perturb` states; null: the strength stated there."""
     batch_size: int = 32
     """Questions scored together; changes the speed, never the answers."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     seed: int = 0
-    """Seed of the weights that a model without pretrained ones is drawn with."""
+    """Seed of perturbations, and of the weights of a model without pretrained ones."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "batch_size")
@@ -283,6 +310,8 @@ class PredictConfig:
             )
         if self.temperature is not None:
             _require_positive(self, "temperature")
+        if self.perturb_strength is not None and self.perturb is None:
+            raise ClipstemError("conf key 'perturb_strength': needs perturb=<name> beside it")
 
 
 class Source(Enum):
@@ -461,6 +490,48 @@ class BankConfig:
         _require_counts(self.questions_per_skill)
 
 
+class Rule(Enum):
+    """How an answer changes the score of an exam; `clipstem.exam` has the numbers."""
+
+    regular = "regular"
+    advanced = "advanced"
+    fast = "fast"
+    powerpath = "powerpath"
+
+
+class Choices(Enum):
+    """How the probabilities of the options become an answer."""
+
+    argmax = "argmax"  # the most probable option, each time the same
+    drawn = "drawn"  # an option drawn with its probability, each time anew
+
+
+@dataclass
+class ExamConfig:
+    """`python -m clipstem.exam`: the score, 0 to 100, that answers get in an exam of each skill."""
+
+    predictions: str = MISSING
+    """A predictions file."""
+    out: str | None = None
+    """A new folder for `exam.json` and `exam.parquet`; null only prints."""
+    rule: Rule = Rule.regular
+    """How an answer changes the score: `regular`, `advanced`, `fast` or `powerpath`."""
+    questions_per_skill: int = 100
+    """Most questions of one exam; it ends before at a score of 100."""
+    replacement: bool = True
+    """Whether a question can come twice in one exam; if not, too small skills are left out."""
+    choices: Choices = Choices.argmax
+    """The most probable option (`argmax`), or one drawn with its probability (`drawn`)."""
+    repeats: int = 1000
+    """Exams of each skill, each with other questions drawn."""
+    seed: int = 0
+    """Seed of the drawn questions and answers."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "questions_per_skill", "repeats")
+        _require_at_least(self, 0, "seed")
+
+
 SOURCE_SPLITS = ("train", "valid", "test")
 """Splits that a source can have; `tune` is held out of `train`."""
 
@@ -536,6 +607,9 @@ def verb(
                 function(to_dataclass(schema, raw))
 
         def main() -> None:
+            if {"--help", "-h"} & set(sys.argv[1:]):  # Hydra's own takes twice as long to say less
+                print(help_text(name, schema))
+                return
             with _one_line_errors(name):
                 check_keys(schema, sys.argv[1:])
             hydra.main(config_path=str(conf_folder()), config_name=name, version_base="1.3")(
@@ -545,6 +619,43 @@ def verb(
         return main
 
     return decorate
+
+
+def help_text(name: str, schema: type) -> str:
+    """What a verb does and each of its settings: the docstrings above, with the defaults."""
+    tree = ast.parse(Path(__file__).read_text())
+    described = {
+        (node.name, before.target.id): after.value.value
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        for before, after in pairwise(node.body)
+        if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name)
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+    }
+    lines = [str(schema.__doc__), ""]
+    for key, owner, default in _settings(schema):
+        said = "" if default is None else f"={default}"
+        lines += [f"  {key}{said}", f"      {described[owner.__name__, key.split('.')[-1]]!s}"]
+    groups = sorted(path.name for path in conf_folder().iterdir() if path.is_dir())
+    lines += [
+        "",
+        f"conf/{name}.yaml and the files of conf/ that it names come before these defaults;",
+        f"groups of files: {', '.join(groups)}. --hydra-help says more.",
+    ]
+    return "\n".join(lines)
+
+
+def _settings(schema: Any, prefix: str = "") -> Iterator[tuple[str, type, Any]]:
+    """Each plain setting: its key, the dataclass that has it, and its default as it is typed."""
+    children = _children(schema)
+    for it in fields(schema):
+        if (child := children[it.name]) is not None:
+            yield from _settings(child, f"{prefix}{it.name}.")
+            continue
+        default = it.default if it.default_factory is NO_DEFAULT else it.default_factory()
+        typed = default.value if isinstance(default, Enum) else default
+        typed = str(typed).lower() if isinstance(typed, bool) else typed
+        yield f"{prefix}{it.name}", schema, "<needed>" if typed == MISSING else typed
 
 
 class _one_line_errors:

@@ -29,6 +29,7 @@ from clipstem.csv_log import CsvLog
 from clipstem.features import RememberingTowers
 from clipstem.learner import Learner
 from clipstem.metrics import Summary
+from clipstem.perturb import Change, Perturbed
 from clipstem.question import ClipstemError
 from clipstem.run import Run
 from clipstem.scorer import Scorer
@@ -45,7 +46,7 @@ def train(config: TrainConfig) -> Run:
         ClipstemError: if the data, the model or the run's folder are not as expected.
     """
     # ---- data and model, before anything is written
-    dataset = shards.open_dataset(config.data)
+    dataset = _questions(config)
     _refuse_what_would_fail(config, dataset)
     learns = config.tune.mode is not TuneMode.zero_shot
     order_SN = training_order(dataset, config) if learns else None
@@ -89,6 +90,13 @@ def train(config: TrainConfig) -> Run:
         score_valid(scorer, dataset, config, made)
     made.finish()
     return made
+
+
+def _questions(config: TrainConfig) -> Dataset:
+    dataset = shards.open_dataset(config.data)
+    if config.perturb is None:
+        return dataset
+    return Perturbed(dataset, Change.of(config.perturb, None, config.seed))
 
 
 def _refuse_what_would_fail(config: TrainConfig, dataset: Dataset) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from clipstem import config
 from clipstem.config import (
     AssembleConfig,
     BankConfig,
+    ExamConfig,
     ModelConfig,
     PictureFit,
     PredictConfig,
@@ -29,6 +31,7 @@ from clipstem.config import (
     TuneMode,
     check_keys,
     conf_folder,
+    help_text,
     model_config,
     to_dataclass,
     verb,
@@ -41,6 +44,7 @@ SCHEMAS: dict[str, type[Any]] = {
     "prepare": PrepareConfig,
     "bank": BankConfig,
     "assemble": AssembleConfig,
+    "exam": ExamConfig,
 }
 NEEDED = {
     "train": ["data=d", "out=o"],
@@ -48,6 +52,7 @@ NEEDED = {
     "prepare": ["out=o"],
     "bank": ["out=o"],
     "assemble": ["out=o", "picture.name=p", "text.name=t"],
+    "exam": ["predictions=p"],
 }
 OPENED_WITH = {"model": ("train", ""), "trainer": ("train", ""), "experiment": ("train", "+")}
 OPENED_WITH |= {"drawn": ("prepare", "+"), "tune": ("train", ""), "assembled": ("assemble", "+")}
@@ -71,7 +76,7 @@ FILES = sorted(path.relative_to(conf_folder()) for path in conf_folder().rglob("
 
 def test_every_file_of_conf_is_known_here() -> None:
     everything = [path for path in conf_folder().rglob("*") if path.is_file()]
-    assert len(FILES) == len(everything) == 31
+    assert len(FILES) == len(everything) == 33
     folders = {str(file.parent) for file in FILES}
     assert folders == {".", *OPENED_WITH}
     assert {file.stem for file in FILES if file.parent == Path()} == {"quiet", *SCHEMAS}
@@ -403,3 +408,21 @@ def test_mistakes_on_the_command_line_have_no_traceback(
     if code == 2:
         assert ended.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_help_says_what_every_setting_is(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [name, "--help"])
+    verb(name, SCHEMAS[name])(lambda config: pytest.fail("help runs nothing"))()
+    printed = capsys.readouterr().out
+    for setting in vars(checked(name, *NEEDED[name])):
+        assert re.search(rf"^  {setting}[.=\n]", printed, flags=re.M), setting
+    assert f"conf/{name}.yaml" in printed
+
+
+def test_help_shows_defaults_as_they_are_typed() -> None:
+    printed = help_text("exam", ExamConfig)
+    assert "\n  replacement=true\n      Whether a question can come twice" in printed
+    assert "\n  predictions=<needed>\n" in printed and "\n  rule=regular\n" in printed

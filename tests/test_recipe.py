@@ -22,6 +22,7 @@ from clipstem.config import (
     LoggerConfig,
     ModelConfig,
     OptimizerConfig,
+    Perturbation,
     PrepareConfig,
     TrainConfig,
     TrainerConfig,
@@ -31,7 +32,7 @@ from clipstem.config import (
 from clipstem.learner import Learner
 from clipstem.pairs import PairBatch
 from clipstem.prepare import prepare
-from clipstem.question import ClipstemError
+from clipstem.question import ClipstemError, Kind
 from clipstem.run import Run
 from clipstem.train import train
 
@@ -155,6 +156,29 @@ def test_pictures_that_change_are_encoded_in_every_step(
     train(small(drawn_data, tmp_path / "run", tune, steps=2))
     # The training batches alone are changed: not the features', nor tune's or valid's.
     assert decoded == [False, True, False, False, False]
+
+
+def test_a_run_without_pictures_sees_none(
+    drawn_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: set[str] = set()
+    terms = Learner.terms
+
+    def spy(self: Learner, batch: PairBatch) -> dict[str, Tensor]:
+        shown.update(batch.picture_keys)
+        return terms(self, batch)
+
+    monkeypatch.setattr(Learner, "terms", spy)
+    blind = small(drawn_data, tmp_path / "run", TuneConfig(), steps=2)
+    blind.perturb = Perturbation.blank_picture
+    made = train(blind)
+    assert len(shown) == 1
+    found = prediction.read(made.predictions("valid"))
+    for kind, probs_K, options in zip(
+        found.columns["kind"], found.probs_QK, found.num_options_Q, strict=True
+    ):
+        if kind != Kind.TEXT_OPTIONS.value:  # all pictures are the same
+            np.testing.assert_allclose(probs_K[:options], 1 / options)
 
 
 # ---------------------------------------------------------------------------- resuming
