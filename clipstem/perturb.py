@@ -105,6 +105,7 @@ class Perturbed(Dataset):
     def __init__(self, dataset: Dataset, change: Change) -> None:
         super().__init__(dataset.location, dataset.manifest)
         self.change = change
+        self.perturbation = change.facts
         self._others: dict[str, npt.NDArray[np.int64]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from clipstem import console, shards
 from clipstem.config import PredictConfig, verb
@@ -23,7 +21,7 @@ def predict(config: PredictConfig) -> dict[str, Predictions]:
         ClipstemError: if the data, the run or the model are not as expected, or a file exists.
     """
     dataset = shards.open_dataset(config.data)
-    asked, perturbation = perturbed(dataset, config)
+    asked = perturbed(dataset, config)
     splits = list(dataset.manifest.questions) if config.split == "all" else [config.split]
     files = {split: predictions_file(config, split) for split in splits}
     for split, file in files.items():
@@ -35,9 +33,7 @@ def predict(config: PredictConfig) -> dict[str, Predictions]:
     made = {}
     for split, file in files.items():
         with console.progress_bar(split, dataset.size(split)) as progress:
-            found = scorer.predict(asked, split, config.batch_size, progress)
-        provenance = {**found.provenance, "perturbation": perturbation}
-        made[split] = replace(found, provenance=provenance)
+            made[split] = scorer.predict(asked, split, config.batch_size, progress)
         made[split].write(file)
         report(made[split], split, file)
     return made
@@ -48,12 +44,11 @@ def _refuse_existing(file: Path, key: str) -> None:
         raise ClipstemError(f"{file} exists and is never overwritten; give another {key}=<file>")
 
 
-def perturbed(dataset: Dataset, config: PredictConfig) -> tuple[Dataset, dict[str, Any] | None]:
-    """The questions as they are asked, and what to write about it into the predictions."""
+def perturbed(dataset: Dataset, config: PredictConfig) -> Dataset:
+    """The questions as they are asked."""
     if config.perturb is None:
-        return dataset, None
-    change = Change.of(config.perturb, config.perturb_strength, config.seed)
-    return Perturbed(dataset, change), change.facts
+        return dataset
+    return Perturbed(dataset, Change.of(config.perturb, config.perturb_strength, config.seed))
 
 
 def predictions_file(config: PredictConfig, split: str) -> Path:

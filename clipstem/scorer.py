@@ -145,7 +145,7 @@ class Scorer:
                 "temperature": self.temperature,
                 "problem_picture": self.problem_picture.value,
                 "picture_fit": self.model.spec.fit.value,
-                "perturbation": None,
+                "perturbation": dataset.perturbation,
                 "without_picture": int((~flags).sum()),
                 "source_rows": dataset.manifest.source_rows.get(split, len(flags)),
                 "device": device_name(self.device),

@@ -240,7 +240,12 @@ class Dataset:
     """Questions of a prepared folder or URL, read by number.
 
     Cheap to pickle: a process reads a shard's index when it first needs it, and holds no open file.
+
+    Attributes:
+        perturbation: how its questions are changed when they are read; None: not at all.
     """
+
+    perturbation: dict[str, Any] | None = None
 
     def __init__(self, location: str, manifest: Manifest) -> None:
         self.location = location

@@ -174,6 +174,7 @@ def test_a_run_without_pictures_sees_none(
     made = train(blind)
     assert len(shown) == 1
     found = prediction.read(made.predictions("valid"))
+    assert found.provenance["perturbation"]["name"] == "blank_picture"
     for kind, probs_K, options in zip(
         found.columns["kind"], found.probs_QK, found.num_options_Q, strict=True
     ):
