@@ -85,9 +85,11 @@ def these_skills_interval(
 
 
 def skills_like_these_interval(
-    right_Q: NDArray[np.bool_], skill_Q: Sequence[str], subject_Q: Sequence[str] | None = None
+    right_Q: NDArray[Any], skill_Q: Sequence[str], subject_Q: Sequence[str] | None = None
 ) -> Interval | None:
     """Where the accuracy would lie on other skills of the same sort; None below 10 skills.
+
+    `right_Q` says whether the answer is right, or in what share of several runs it is.
 
     The standard error is robust to answers of one skill being alike (Liang and Zeger 1986), and
     the quantile is Student's t with S − 1 degrees. With `subject_Q` it is of the mean of the
@@ -113,9 +115,9 @@ class Paired:
 
 
 def paired_difference(
-    right_a_Q: NDArray[np.bool_], right_b_Q: NDArray[np.bool_], skill_Q: Sequence[str]
+    right_a_Q: NDArray[Any], right_b_Q: NDArray[Any], skill_Q: Sequence[str]
 ) -> Paired:
-    """Compare two models question by question."""
+    """Compare two models, or the shares of several runs that are right, question by question."""
     difference_Q = right_a_Q.astype(np.float64) - right_b_Q
     return Paired(
         difference=float(difference_Q.mean()),

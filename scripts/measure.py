@@ -17,16 +17,16 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import claims
 import psutil
 
 from clipstem import prediction
-from clipstem.console import MASTERED, accuracy_of_skill
-from clipstem.metrics import summarize
 from clipstem.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -106,29 +106,16 @@ def measure(experiment: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ran = [run_command(command, folder) for command in commands(experiment)]
-        (run_json,) = folder.glob("runs/*/run.json")
-        run = Run(run_json.parent)
-        found = prediction.read(run.predictions("valid"))
-        facts = run.facts
-    summary = summarize(
-        found.probs_QK, found.answer_Q, found.num_options_Q, found.columns["subject"]
-    )
-    skills = accuracy_of_skill(found)
+        found = {
+            f"{file.parent.parent.name}/{file.stem}": prediction.read(file)
+            for file in sorted(folder.glob("runs/*/predictions/*.parquet"))
+        }
+        facts = Run(next(folder.glob("runs/*/run.json")).parent).facts
+    figures = claims.CLAIMS.get(experiment.stem, claims.of_one_run)(found)
     return {
         "experiment": experiment.stem,
         "commands": ran,
-        "questions": summary.questions,
-        "macro": round(summary.macro, 4),
-        "micro": round(summary.micro, 4),
-        "chance_macro": round(summary.chance_macro, 4),
-        "chance_micro": round(summary.chance_micro, 4),
-        "nll": round(summary.nll, 4),
-        "subjects": {
-            name: [round(a, 4), round(c, 4), n] for name, (a, c, n) in summary.subjects.items()
-        },
-        "skills": {name: round(value, 4) for name, value in skills.items()},
-        "mastered": sum(value >= MASTERED for value in skills.values()),
-        "temperature": round(facts["temperature"], 4),
+        **figures,
         "machine": machine(),
         "commit": facts["commit"],
         "versions": facts["versions"],
@@ -136,18 +123,18 @@ def measure(experiment: Path) -> dict[str, Any]:
     }
 
 
-def result_line(figures: dict[str, Any]) -> str:
+def result_lines(figures: dict[str, Any]) -> str:
     """The Result of an experiment's header."""
-    return (
-        f"valid macro {100 * figures['macro']:.1f} % (chance {100 * figures['chance_macro']:.1f}), "
-        f"micro {100 * figures['micro']:.1f} % (chance {100 * figures['chance_micro']:.1f}), "
-        f"{figures['date']}"
+    text = f"{figures['result']}, {figures['date']}"
+    return "\n".join(
+        textwrap.wrap(text, 100, initial_indent="# Result   ", subsequent_indent="#          ")
     )
 
 
 def blocks() -> dict[str, str]:
     """The README's generated parts, by name."""
-    figures = [json.loads(path.read_text()) for path in sorted(BENCHMARKS.glob("*.json"))]
+    measured = [json.loads(path.read_text()) for path in sorted(BENCHMARKS.glob("*.json"))]
+    figures = [it for it in measured if "macro" in it]
     rows = [
         "| experiment | questions | macro, % (chance) | micro, % (chance) | skills ≥ 90 % "
         "| minutes | GiB |",
@@ -162,6 +149,9 @@ def blocks() -> dict[str, str]:
             f"| {100 * it['micro']:.1f} ({100 * it['chance_micro']:.1f}) "
             f"| {it['mastered']} of {len(it['skills'])} | {minutes:.1f} | {peak:.1f} |"
         )
+    for it in measured:
+        if it.get("experiment") in claims.CLAIMS:
+            rows += ["", f"`{it['experiment']}`: {it['result']}."]
     rows += [
         "",
         "On `valid`, which training never looks at; whole commands on two CPU cores. Made by",
@@ -211,7 +201,9 @@ def main() -> None:
         (BENCHMARKS / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
         experiment = EXPERIMENTS / f"{name}.yaml"
         text = re.sub(
-            r"(?m)^# Result   .*$", f"# Result   {result_line(figures)}", experiment.read_text()
+            r"(?m)^# Result   .*\n(#          .*\n)*",
+            lambda _: result_lines(figures) + "\n",  # noqa: B023
+            experiment.read_text(),
         )
         experiment.write_text(text)
     README.write_text(with_blocks(README.read_text()))

@@ -1,0 +1,76 @@
+"""Figures of experiments with several runs, from predictions whose answers are counted by hand."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clipstem.prediction import COLUMNS, Predictions
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+import claims
+
+SKILLS = 12
+
+
+def predictions(right: int, questions: int = 24) -> Predictions:
+    """The first `right` of so many questions are answered rightly."""
+    logits_QK = np.zeros((questions, 2), np.float32)
+    logits_QK[:, 0] = [1.0 if place < right else -1.0 for place in range(questions)]
+    texts = {
+        name: [f"{name} {place % SKILLS}" for place in range(questions)]
+        for name in ("subject", "grade", "skill", "kind")
+    }
+    counts = {name: [2] * questions for name in ("num_options", "question_words")}
+    known: dict[str, Any] = {
+        **texts,
+        **counts,
+        "row": range(questions),
+        "truncated_tokens": [0] * questions,
+    }
+    known |= {"id": [f"q{place}" for place in range(questions)], "answer": [0] * questions}
+    probs_QK = 1 / (1 + np.exp(logits_QK[:, ::-1] - logits_QK)).astype(np.float64)
+    assert set(known) | {"choice", "probs", "logits"} == set(COLUMNS)
+    return Predictions(known, probs_QK, logits_QK, {"temperature": 1.0})
+
+
+def test_one_run_is_told_by_its_headline() -> None:
+    figures = claims.of_one_run({"a/valid": predictions(18), "a/test": predictions(3)})
+    assert (figures["micro"], figures["chance_micro"], figures["questions"]) == (0.75, 0.5, 24)
+    assert figures["result"].startswith("valid macro 75.0 % (chance 50.0), micro 75.0 %")
+
+
+def test_seeds_are_averaged_and_the_blind_runs_are_paired_with_the_seeing_ones() -> None:
+    found = {f"realset_mini_{seed}/valid": predictions(12 + seed) for seed in range(3)}
+    mini = claims.of_realset_mini(found)
+    assert mini["micro"] == pytest.approx(13 / 24, abs=1e-4)
+    assert mini["seeds"] == [0.5, 0.5417, 0.5833]
+    low, high = mini["interval"]
+    assert low < mini["micro"] < high
+    assert mini["result"].startswith("valid micro 54.2 % [")
+    assert mini["result"].endswith("], mean of 3 seeds (50.0 to 58.3); chance 50.0")
+    found |= {f"realset_mini_blind_{seed}/valid": predictions(10) for seed in range(2)}
+    blind = claims.of_realset_mini_blind(found)
+    assert (blind["micro"], blind["pictures_add"]) == (0.4167, 0.125)
+    low, high = blind["pictures_add_interval"]
+    assert low < 0.125 < high
+    assert "mean of 2 seeds; pictures add +12.5 points [" in blind["result"]
+
+
+def test_gains_and_losses_are_shares_of_the_plain_runs() -> None:
+    found = {"forty/ten": predictions(8), "forty/thirty": predictions(20)}
+    for seed in range(3):
+        right = {"plain": 20, "wise_ft": 19, "ema": 21, "soup": 20}
+        found |= {f"{name}_{seed}/valid": predictions(count) for name, count in right.items()}
+        found |= {f"plain_{seed}/thirty": predictions(8), f"wise_ft_{seed}/thirty": predictions(17)}
+    figures = claims.of_forgetting(found)
+    assert figures["wise_ft_keeps_of_gain"] == pytest.approx(11 / 12, abs=1e-4)
+    assert figures["wise_ft_loses_of_loss"] == 0.25
+    assert figures["changes"]["ema"]["difference"] == pytest.approx(1 / 24, abs=1e-4)
+    assert figures["changes"]["soup"]["difference"] == 0
+    assert "(91.7 % of the gain); the thirty: 83.3, 33.3, 70.8 (25.0 %" in figures["result"]
