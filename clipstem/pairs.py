@@ -66,7 +66,9 @@ class PairBatch:
     Attributes:
         ids: the questions' ids; "" where a place of the batch holds no question.
         pixels_IHWC: uint8, each distinct picture once.
+        pictures: their content hashes, in the same order.
         texts: each distinct text once, packed.
+        joined: the same texts, one by one.
         text_of_V, picture_of_V: the text of each query, and its picture or `EMPTY`.
         cell_QK: int64 index of the option's cosine in the flattened [V, I] matrix; 0 where empty.
         filled_QK: fp32, 1 where there is an option to score, 0 where the cell is empty.
@@ -77,7 +79,9 @@ class PairBatch:
 
     ids: tuple[str, ...]
     pixels_IHWC: Array
+    pictures: tuple[str, ...]
     texts: PackedTexts
+    joined: tuple[JoinedText, ...]
     text_of_V: Array
     picture_of_V: Array
     cell_QK: Array
@@ -91,10 +95,9 @@ class PairBatch:
         arrays = {
             name: change(value)
             for name, value in vars(self).items()
-            if name not in ("ids", "texts")
+            if name not in ("ids", "pictures", "texts", "joined")
         }
-        texts = PackedTexts(**{name: change(value) for name, value in vars(self.texts).items()})
-        return replace(self, texts=texts, **arrays)
+        return replace(self, texts=self.texts.map(change), **arrays)
 
     def pin_memory(self) -> PairBatch:
         """What torch's loader calls so that copies to the device need not wait."""
@@ -161,7 +164,9 @@ def collate(
     return PairBatch(
         ids=ids,
         pixels_IHWC=np.stack(pixels) if pixels else np.zeros((0, 1, 1, 3), np.uint8),
+        pictures=tuple(pictures),
         texts=lay_out(joined, tokenizer),
+        joined=tuple(joined),
         text_of_V=text_of_V,
         picture_of_V=picture_of_V,
         cell_QK=cell_QK,

@@ -6,9 +6,12 @@ Q questions, K most options.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from torch import Tensor
 from clipstem import loader, metrics, pairs, run, towers
 from clipstem.config import ModelConfig, Precision, TrainerConfig, model_config
 from clipstem.images import to_pixels
+from clipstem.packing import lay_out
 from clipstem.pairs import LOWEST_LOGIT, PairBatch
 from clipstem.prediction import COLUMNS, Predictions
 from clipstem.question import ClipstemError, Picture, ProblemPicture, Question
@@ -32,6 +36,28 @@ PictureLike = str | Path | bytes | Image.Image
 
 Progress = Callable[[int], None]
 """Called with the number of questions that were just done."""
+
+
+class Memory:
+    """Embeddings that a model has made, by the picture's or the text's content.
+
+    At most `size`, then the oldest are forgotten: 65,536 of 768 numbers are 0.2 GB.
+    """
+
+    def __init__(self, size: int = 65_536) -> None:
+        self.size = size
+        self._made: dict[Hashable, Tensor] = {}
+
+    def recall(self, keys: Sequence[Hashable], encode: Callable[[list[int]], Tensor]) -> Tensor:
+        """The embeddings of distinct `keys`; `encode` makes those at the places not known yet."""
+        new = [place for place, key in enumerate(keys) if key not in self._made]
+        if new:
+            made_ND = encode(new)
+            self._made.update(zip((keys[place] for place in new), made_ND.unbind(), strict=True))
+        found_ND = torch.stack([self._made[key] for key in keys])
+        for key in [*itertools.islice(self._made, max(0, len(self._made) - self.size))]:
+            del self._made[key]
+        return found_ND
 
 
 class Scorer:
@@ -87,17 +113,44 @@ class Scorer:
 
     def logits(self, batch: PairBatch) -> Tensor:
         """logits_QK of a batch of tensors, before the temperature, fp32."""
-        was_training = self.model.training
-        self.model.eval()
+        with self._scoring() as model:
+            return self._logits(model, batch, Memory())
+
+    @contextlib.contextmanager
+    def _scoring(self) -> Iterator[Towers]:
+        """The model as it scores: fp32 without shortcuts, unless bf16 is asked for.
+
+        Weights are cast once: casting them in every product made scoring on a CPU slower than fp32.
+        """
+        model, was_training = self.model.eval(), self.model.training
+        if self.trainer.precision is Precision.bf16:
+            model = copy.deepcopy(model).bfloat16()
         try:
-            with torch.inference_mode():
-                batch = batch.map(lambda array: array.to(self.device, non_blocking=True))
-                with self._arithmetic():
-                    image_ID, text_UD = self.model.embed(batch)
-                cosine_VI = pairs.cosines(batch, image_ID, text_UD)
-                return pairs.score(batch, cosine_VI, self.model.scale.float())
+            with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                yield model
         finally:
             self.model.train(was_training)
+
+    def _logits(self, model: Towers, batch: PairBatch, memory: Memory) -> Tensor:
+        def to_device(array: Tensor) -> Tensor:
+            return array.to(self.device, non_blocking=True)
+
+        def encode_pictures(places: list[int]) -> Tensor:
+            is_all = len(places) == len(batch.pictures)
+            pixels_IHWC = batch.pixels_IHWC if is_all else batch.pixels_IHWC[places]
+            return model.encode_pictures(to_device(pixels_IHWC))
+
+        def encode_texts(places: list[int]) -> Tensor:
+            if len(places) == len(batch.joined):
+                return model.encode_texts(there.texts)
+            new = lay_out([batch.joined[place] for place in places], model.tokenizer)
+            return model.encode_texts(new.map(torch.from_numpy).map(to_device))
+
+        there = replace(batch, pixels_IHWC=batch.pixels_IHWC[:0]).map(to_device)
+        image_ID = memory.recall(batch.pictures, encode_pictures)
+        text_UD = memory.recall([text.tokens for text in batch.joined], encode_texts)
+        cosine_VI = pairs.cosines(there, image_ID, text_UD)
+        return pairs.score(there, cosine_VI, self.model.scale.float())  # no cast has rounded it
 
     def predict(
         self,
@@ -105,8 +158,12 @@ class Scorer:
         split: str,
         batch_size: int,
         progress: Progress = lambda questions: None,
+        memory: Memory | None = None,
     ) -> Predictions:
-        """Predictions for every question of a split that CLIP can score, in the split's order."""
+        """Predictions for every question of a split that CLIP can score, in the split's order.
+
+        Each distinct picture and text is encoded once; a `memory` of these weights may know some.
+        """
         flags = loader.usable(dataset, split, answered=False)
         numbers = np.flatnonzero(flags)
         index = dataset.index(split).take(numbers)
@@ -121,15 +178,17 @@ class Scorer:
             self.model.spec,
             self.problem_picture,
         )
+        memory = memory or Memory()
         started, done = time.perf_counter(), 0
-        for batch in loader.load(batches, self.trainer.workers, pin=self.device.type == "cuda"):
-            here = slice(done, min(done + batch_size, len(numbers)))
-            count = here.stop - here.start
-            batch_logits = self.logits(batch).cpu().numpy()[:count]
-            logits_QK[here, : batch_logits.shape[1]] = batch_logits
-            truncated_Q[here] = batch.truncated_Q.numpy()[:count]
-            done = here.stop
-            progress(count)
+        with self._scoring() as model:
+            for batch in loader.load(batches, self.trainer.workers, pin=self.device.type == "cuda"):
+                here = slice(done, min(done + batch_size, len(numbers)))
+                count = here.stop - here.start
+                batch_logits = self._logits(model, batch, memory).cpu().numpy()[:count]
+                logits_QK[here, : batch_logits.shape[1]] = batch_logits
+                truncated_Q[here] = batch.truncated_Q.numpy()[:count]
+                done = here.stop
+                progress(count)
         seconds = time.perf_counter() - started
         columns = {name: index[name].to_pylist() for name in COLUMNS if name in index.column_names}
         return Predictions(
@@ -152,12 +211,6 @@ class Scorer:
                 "seconds": round(seconds, 3),
             },
         )
-
-    def _arithmetic(self) -> contextlib.AbstractContextManager[object]:
-        """fp32 without shortcuts, so that scores are the reference's, unless bf16 is asked for."""
-        if self.trainer.precision is Precision.bf16:
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
     def calibrate(self, tune: Predictions) -> float:
         """Set the temperature to the one that fits the predictions for `tune`; returns it."""

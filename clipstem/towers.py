@@ -141,8 +141,9 @@ class Towers(nn.Module):
 
     def encode_pictures(self, pixels_IHWC: Tensor) -> Tensor:
         """uint8 pixels, normalised here on the device -> unit embeddings [I, D], fp32."""
-        pixels_ICHW = (pixels_IHWC.float() / 255 - self.mean_C) / self.std_C
-        features_ID = self.model.encode_image(pixels_ICHW.permute(0, 3, 1, 2))
+        pixels_IHWC = (pixels_IHWC.float() / 255 - self.mean_C) / self.std_C
+        pixels_ICHW = pixels_IHWC.permute(0, 3, 1, 2).to(self.model.logit_scale.dtype)
+        features_ID = self.model.encode_image(pixels_ICHW)
         return F.normalize(features_ID.float(), dim=-1)
 
     def encode_texts(self, texts: PackedTexts) -> Tensor:
