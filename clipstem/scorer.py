@@ -5,12 +5,11 @@ Q questions, K most options.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import io
 import itertools
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,23 +112,32 @@ class Scorer:
 
     def logits(self, batch: PairBatch) -> Tensor:
         """logits_QK of a batch of tensors, before the temperature, fp32."""
-        with self._scoring() as model:
-            return self._logits(model, batch, Memory())
+        ((_, logits_QK),) = self.scored([batch], Memory())
+        return logits_QK
 
-    @contextlib.contextmanager
-    def _scoring(self) -> Iterator[Towers]:
-        """The model as it scores: fp32 without shortcuts, unless bf16 is asked for.
+    def scored(
+        self, batches: Iterable[PairBatch], memory: Memory
+    ) -> Iterator[tuple[PairBatch, Tensor]]:
+        """Each batch with its logits_QK; what `memory` holds is not encoded again.
 
-        Weights are cast once: casting them in every product made scoring on a CPU slower than fp32.
+        In bf16 the weights are cast once, here: casting them in every product made scoring on a
+        CPU slower than fp32.
         """
-        model, was_training = self.model.eval(), self.model.training
+        model = self.model
         if self.trainer.precision is Precision.bf16:
-            model = copy.deepcopy(model).bfloat16()
+            model = copy.deepcopy(model)
+            model.model.bfloat16()
+        was_training = model.training
+        model.eval()
         try:
-            with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                yield model
+            for batch in batches:
+                # fp32 is computed without shortcuts, so that scores are the reference's.
+                tf32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+                with torch.inference_mode(), tf32:
+                    logits_QK = self._logits(model, batch, memory)
+                yield batch, logits_QK
         finally:
-            self.model.train(was_training)
+            model.train(was_training)
 
     def _logits(self, model: Towers, batch: PairBatch, memory: Memory) -> Tensor:
         def to_device(array: Tensor) -> Tensor:
@@ -178,17 +186,15 @@ class Scorer:
             self.model.spec,
             self.problem_picture,
         )
-        memory = memory or Memory()
         started, done = time.perf_counter(), 0
-        with self._scoring() as model:
-            for batch in loader.load(batches, self.trainer.workers, pin=self.device.type == "cuda"):
-                here = slice(done, min(done + batch_size, len(numbers)))
-                count = here.stop - here.start
-                batch_logits = self._logits(model, batch, memory).cpu().numpy()[:count]
-                logits_QK[here, : batch_logits.shape[1]] = batch_logits
-                truncated_Q[here] = batch.truncated_Q.numpy()[:count]
-                done = here.stop
-                progress(count)
+        made = loader.load(batches, self.trainer.workers, pin=self.device.type == "cuda")
+        for batch, batch_logits in self.scored(made, memory or Memory()):
+            here = slice(done, min(done + batch_size, len(numbers)))
+            count = here.stop - here.start
+            logits_QK[here, : batch_logits.shape[1]] = batch_logits[:count].cpu().numpy()
+            truncated_Q[here] = batch.truncated_Q.numpy()[:count]
+            done = here.stop
+            progress(count)
         seconds = time.perf_counter() - started
         columns = {name: index[name].to_pylist() for name in COLUMNS if name in index.column_names}
         return Predictions(

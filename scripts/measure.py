@@ -143,7 +143,8 @@ def result_line(figures: dict[str, Any]) -> str:
 
 def blocks() -> dict[str, str]:
     """The README's generated parts, by name."""
-    figures = [json.loads(path.read_text()) for path in sorted(BENCHMARKS.glob("*.json"))]
+    files = [path for path in sorted(BENCHMARKS.glob("*.json")) if "bench-" not in path.name]
+    figures = [json.loads(path.read_text()) for path in files]
     rows = [
         "| experiment | questions | macro, % (chance) | micro, % (chance) | skills ≥ 90 % "
         "| minutes | GiB |",
