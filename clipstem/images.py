@@ -162,9 +162,15 @@ def _resized_rgb(
     return np.array(resized.convert("RGB"))
 
 
+def warm_up() -> None:
+    """Load the machine code, which takes a second, so that forked processes are born with it."""
+    if fast := _fast_resize():
+        fast(np.zeros((1, 1, 3), np.uint8), (1, 1), (0, 0, 1, 1), "bicubic")
+
+
 @cache
 def _fast_resize() -> Callable[..., np.ndarray] | None:
-    """`resize.resized` where numba is installed; imported here, because that takes a second."""
+    """`resize.resized` where numba is installed; imported only when a picture is resized."""
     try:
         from clipstem.resize import resized
     except ImportError:

@@ -113,10 +113,8 @@ def measure(name: str, size: Size, workers: int, device: torch.device) -> list[d
     with torch.no_grad():
         towers.model.logit_scale.fill_(math.log(100))  # as at the end of CLIP's training
     bench = Bench(towers, name, size, workers, device)
-    sets = {
-        **dict(real_or_drawn(kind, size.questions) for kind in ("text", "picture")),
-        "STEM-shaped set": stem_shaped(size.questions),
-    }
+    sets = real_or_drawn(size.questions)
+    sets["STEM-shaped set"] = stem_shaped(size.questions)
     results = [bench.text_tower()]
     with tempfile.TemporaryDirectory() as folder:
         first = next(iter(sets.values()))[:2]

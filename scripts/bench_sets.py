@@ -22,7 +22,7 @@ from clipstem.question import Kind, Picture, Question
 from clipstem.shards import Dataset
 
 SKILL_COUNT, TEXTS_A_SKILL, WORDS_A_TEXT = 448, 20, 17
-TEXT_OPTION_SHARE = 0.57
+TEXT_OPTION_PERCENT = 57
 OPTION_COUNTS = (2, 2, 3, 3, 4)  # mean 2.8
 PICTURE_PX = (320, 240)
 WORDS = """
@@ -34,50 +34,56 @@ WORDS = """
 """.split()  # noqa: SIM905
 
 
-def real_or_drawn(kind: str, count: int) -> tuple[str, list[Question]]:
-    """A name and questions with `text` or `picture` options: of the realset's validation split
-    where `CLIPSTEM_REALSET` names it, else drawn ones. Where options are pictures the problem's
-    own picture is left out, because the reference cannot use it.
+def real_or_drawn(count: int) -> dict[str, list[Question]]:
+    """Questions with text options and with picture options, by a name that says their source.
+
+    They are of the realset's validation split where `CLIPSTEM_REALSET` names it, else drawn. Where
+    options are pictures the problem's own is left out, because the reference cannot use it.
     """
     folder = os.environ.get("CLIPSTEM_REALSET")
     with tempfile.TemporaryDirectory() as name:
-        out = f"{name}/data"
+        config = PrepareConfig(out=f"{name}/data", workers=1, verify=Verify.header)
         if folder:
-            config = PrepareConfig(
-                out=out, source=Source.stem, path=folder, workers=1, verify=Verify.header
-            )
+            config = replace(config, source=Source.stem, path=folder)
         else:
-            each = {"valid": -(-6 * count // len(SKILLS))}
-            config = PrepareConfig(out=out, questions_per_skill=each, workers=1)
+            config = replace(config, questions_per_skill={"valid": -(-6 * count // len(SKILLS))})
         prepare(config)
-        dataset = shards.open_dataset(out)
+        dataset = shards.open_dataset(config.out)
         questions = dataset.read("valid", range(dataset.size("valid")))
-    is_text = [question.kind is Kind.TEXT_OPTIONS for question in questions]
-    wanted = [
-        question if text else replace(question, picture=None)
-        for question, text in zip(questions, is_text, strict=True)
-        if question.kind is not Kind.TEXT_ONLY and text == (kind == "text")
-    ]
     source = "realset validation" if folder else "drawn (CLIPSTEM_REALSET is not set)"
-    return f"{kind} options, {source}", wanted[:count]
+    texts = [it for it in questions if it.kind is Kind.TEXT_OPTIONS]
+    pictures = [
+        replace(it, picture=None)
+        for it in questions
+        if it.kind in (Kind.PICTURE_OPTIONS, Kind.PICTURE_OPTIONS_ON_PICTURE)
+    ]
+    return {
+        f"text options, {source}": texts[:count],
+        f"picture options, {source}": pictures[:count],
+    }
 
 
-def stem_shaped(count: int, seed: int = 0) -> list[Question]:
+def stem_shaped(count: int) -> list[Question]:
     """The first questions of a set with STEM's proportions, the same on every machine.
 
     448 skills with 20 question texts each of 17 words, 57 % of the questions with text options,
     2 to 4 options with mean 2.8; no picture comes twice. Skills follow each other at random, as in
     shuffled shards.
     """
-    return [_question(number, seed) for number in range(count)]
+    return [_question(number) for number in range(count)]
 
 
-def _question(number: int, seed: int) -> Question:
-    rng = random.Random(f"{seed}/{number}")
+def problem(skill: int, text: int) -> str:
+    """One of the 20 question texts of a skill."""
+    words = random.Random(f"skill {skill}, text {text}").choices(WORDS, k=WORDS_A_TEXT)
+    return " ".join(words) + "?"
+
+
+def _question(number: int) -> Question:
+    rng = random.Random(f"question {number}")
     skill, text = rng.randrange(SKILL_COUNT), rng.randrange(TEXTS_A_SKILL)
-    words = random.Random(f"{seed}/text/{skill}/{text}").choices(WORDS, k=WORDS_A_TEXT)
     # By turns, so that the shares hold in a short set as well.
-    has_texts = int((number + 1) * TEXT_OPTION_SHARE) > int(number * TEXT_OPTION_SHARE)
+    has_texts = (number + 1) * TEXT_OPTION_PERCENT // 100 > number * TEXT_OPTION_PERCENT // 100
     count = OPTION_COUNTS[number % len(OPTION_COUNTS)]
     texts = tuple(" ".join(rng.choices(WORDS, k=3)) for _ in range(count))
     return Question(
@@ -85,7 +91,7 @@ def _question(number: int, seed: int) -> Question:
         subject=("science", "technology", "engineering", "math")[skill % 4],
         grade=f"grade-{skill % 8 + 1}",
         skill=f"skill-{skill}",
-        problem=" ".join(words) + "?",
+        problem=problem(skill, text),
         picture=_picture(rng) if has_texts else None,
         options=texts if has_texts else tuple(_picture(rng) for _ in range(count)),
         answer=rng.randrange(count),

@@ -4,19 +4,29 @@ import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from oracle import Oracle, oracle_of_folder
 from PIL import Image
 
 import clipstem
 from clipstem import metrics, pairs, scorer, shards
-from clipstem.config import ModelConfig, PrepareConfig, Source, TrainerConfig, model_config
+from clipstem.config import (
+    ModelConfig,
+    Precision,
+    PrepareConfig,
+    Source,
+    TrainerConfig,
+    model_config,
+)
 from clipstem.prepare import prepare
 from clipstem.question import ClipstemError, Kind, Picture, ProblemPicture, Question
-from clipstem.scorer import Scorer
+from clipstem.scorer import Memory, Scorer
 
 ON_CPU = TrainerConfig(device="cpu", workers=0)
 MODES = list(ProblemPicture)
@@ -159,6 +169,74 @@ def test_predictions_are_the_same_with_workers(tiny: Scorer, drawn_data: Path) -
     alone = tiny.predict(dataset, "test", 4)
     helped = Scorer(tiny.model, TrainerConfig(device="cpu", workers=1)).predict(dataset, "test", 4)
     np.testing.assert_array_equal(alone.logits_QK, helped.logits_QK)
+
+
+def test_what_is_known_is_not_encoded_again(
+    tiny: Scorer, some_questions: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[Any] = []
+    batch = pairs.collate(some_questions, tiny.model.tokenizer, tiny._decode)
+    batch = batch.map(torch.from_numpy)
+    memory = Memory()
+    ((_, first),) = tiny.scored([batch], memory)
+    for way in ("encode_pictures", "encode_texts"):
+        monkeypatch.setattr(tiny.model, way, encoded.append)
+    ((_, second),) = tiny.scored([batch], memory)
+    assert not encoded
+    np.testing.assert_array_equal(first, second)
+
+
+@given(st.lists(st.lists(st.integers(0, 12), unique=True, min_size=1), max_size=8), st.data())
+def test_a_memory_gives_each_keys_own_embedding(
+    asked: list[list[int]], data: st.DataObject
+) -> None:
+    memory, made = Memory(size=data.draw(st.integers(1, 20))), 0
+    for keys in asked:
+
+        def encode(places: list[int], keys: list[int] = keys) -> torch.Tensor:
+            nonlocal made
+            made += len(places)
+            return torch.tensor([[float(keys[place]), 1.0] for place in places])
+
+        assert memory.recall(keys, encode)[:, 0].tolist() == keys
+        assert len(memory._made) <= memory.size
+    if memory.size >= 13:
+        assert made == len({key for keys in asked for key in keys})
+
+
+def test_each_text_of_a_split_is_encoded_once(
+    tiny: Scorer, some_questions: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def collated(questions: Sequence[Question]) -> pairs.PairBatch:
+        batch = pairs.collate(questions, tiny.model.tokenizer, tiny._decode)
+        return batch.map(torch.from_numpy)
+
+    batches = [collated(some_questions[:7]), collated(some_questions[4:]), collated(some_questions)]
+    counts = {"encode_pictures": 0, "encode_texts": 0}
+    for way in counts:
+        encode = getattr(tiny.model, way)
+
+        def counted(given: Any, way: str = way, encode: Any = encode) -> torch.Tensor:
+            found: torch.Tensor = encode(given)
+            counts[way] += len(found)
+            return found
+
+        monkeypatch.setattr(tiny.model, way, counted)
+    together = [logits for _, logits in tiny.scored(batches, Memory())]
+    assert counts["encode_texts"] == len({text for it in batches for text in it.joined})
+    assert counts["encode_pictures"] == len({hash for it in batches for hash in it.pictures})
+    for batch, logits in zip(batches, together, strict=True):
+        np.testing.assert_allclose(logits, tiny.logits(batch), atol=1e-4)
+
+
+def test_bf16_keeps_the_weights_and_almost_every_choice(tiny: Scorer, drawn_data: Path) -> None:
+    dataset = shards.open_dataset(str(drawn_data))
+    before = tiny.model.weights_sha256()
+    half = Scorer(tiny.model, TrainerConfig("cpu", Precision.bf16, workers=0))
+    found, exact = half.predict(dataset, "valid", 16), tiny.predict(dataset, "valid", 16)
+    assert tiny.model.weights_sha256() == before == found.provenance["weights_sha256"]
+    assert found.logits_QK.dtype == np.float32
+    assert 0 < np.abs(found.probs_QK - exact.probs_QK).max() < 0.1
 
 
 def test_questions_without_a_picture_are_counted_and_left_out(tiny: Scorer, tmp_path: Path) -> None:
