@@ -90,14 +90,17 @@ def table(figures: dict[str, Any]) -> str:
             _number(row.tokens_per_option, 1),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    size, rates = figures["size"], figures["matrix_tflops"]
+    rates = figures["matrix_tflops"]
+    sizes = "; ".join(
+        f"{name}: at most {size['questions']} questions a set, medians of {size['turns']}"
+        for name, size in figures["sizes"].items()
+    )
     lines += [
         "",
         f"{figures['machine']['cpu']}, {figures['machine']['cores']} cores; {figures['device']}; "
-        f"{figures['threads']} threads, {figures['workers']} worker; at most {size['questions']} "
-        f"questions a set, medians of {size['turns']}; products of matrices at {rates['fp32']} "
-        f"(fp32) and {rates['bf16']} (bf16) TFLOP/s, {used(figures):.0%} of fp32's reached by "
-        f"scoring; most memory {figures['peak_gib']['process']} GiB; torch "
+        f"{figures['threads']} threads, {figures['workers']} worker; {sizes}; products "
+        f"of matrices at {rates['fp32']} (fp32) and {rates['bf16']} (bf16) TFLOP/s, "
+        f"{used(figures):.0%} of fp32's reached by scoring; most memory {figures['peak_gib']['process']} GiB; torch "
         f"{figures['versions']['torch']}, commit {str(figures['commit'])[:10]}.",
     ]
     return "\n".join(lines)
