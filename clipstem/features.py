@@ -1,26 +1,21 @@
-"""Towers whose trunks do not learn: each distinct picture and text goes through them once.
-
-I distinct pictures, U distinct texts, D the embeddings' width.
-"""
+"""Towers whose trunks do not learn: each distinct picture and text goes through them once."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from clipstem.layers import Head, head_of
+from clipstem.memory import Memory
 from clipstem.pairs import PairBatch
-from clipstem.tokens import Tokens
 from clipstem.towers import Towers, text_tower, unit
-
-Key = TypeVar("Key", bound=Hashable)
 
 
 class RememberingTowers(Towers):
-    """The same towers around the same model; what goes into a head is remembered by its key.
+    """The same towers around the same model; what goes into a head is remembered by its content.
 
     Right as long as the trunks' weights stay as they are. Features lie in the host's memory.
 
@@ -33,62 +28,67 @@ class RememberingTowers(Towers):
         super().__init__(towers.model, towers.model_cfg, towers.spec, towers.tokenizer)
         self.picture_head = head_of(towers.model.visual) if pictures else None
         self.text_head = head_of(text_tower(towers.model))
-        self._of_picture: dict[str, Tensor] = {}
-        self._of_text: dict[Tokens, Tensor] = {}
+        self._pictures, self._texts = Memory(sys.maxsize), Memory(sys.maxsize)
 
     @property
     def knows_pictures(self) -> bool:
         """Whether pictures are remembered, so that they need not be decoded again."""
         return self.picture_head is not None
 
-    def embed(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
-        return self._pictures(batch), self._texts(batch)
+    @property
+    def remembered_bytes(self) -> int:
+        return self._pictures.nbytes + self._texts.nbytes
 
     def remember(self, batch: PairBatch) -> None:
         """Encode what the batch has and is not known yet."""
-        if self.picture_head is not None:
-            self._pictures(batch)
-        if self.text_head is not None:
-            self._texts(batch)
+        with torch.no_grad():
+            if self.picture_head is not None:
+                self.embed_pictures(batch)
+            if self.text_head is not None:
+                self.embed_texts(batch)
 
-    @property
-    def remembered_bytes(self) -> int:
-        rows = [*self._of_picture.values(), *self._of_text.values()]
-        return sum(row.nbytes for row in rows)
-
-    def _pictures(self, batch: PairBatch) -> Tensor:
+    def embed_pictures(self, batch: PairBatch, places: Sequence[int] | None = None) -> Tensor:
         if self.picture_head is None:
-            return self.encode_pictures(batch.pixels_IHWC)
-        # `loader.Batches(decodes=False)` is for batches whose pictures are all known.
-        return self._head_of_known(
-            self.picture_head,
-            self._of_picture,
-            batch.picture_keys,
-            lambda: self.picture_features(batch.pixels_IHWC),
-        )
+            return super().embed_pictures(batch, places)
 
-    def _texts(self, batch: PairBatch) -> Tensor:
+        def features(new: list[int] | None) -> Tensor:
+            wanted = _chosen(places, new)
+            pixels_IHWC = batch.pixels_IHWC if wanted is None else batch.pixels_IHWC[wanted]
+            return self.picture_features(self.here(pixels_IHWC))
+
+        keys = batch.pictures if places is None else [batch.pictures[place] for place in places]
+        return self._embedded(self.picture_head, self._pictures, keys, features)
+
+    def embed_texts(self, batch: PairBatch, places: Sequence[int] | None = None) -> Tensor:
         if self.text_head is None:
-            return self.encode_texts(batch.texts)
-        return self._head_of_known(
-            self.text_head,
-            self._of_text,
-            batch.text_keys,
-            lambda: self.text_features(batch.texts),
-        )
+            return super().embed_texts(batch, places)
 
-    def _head_of_known(
+        def features(new: list[int] | None) -> Tensor:
+            return self.text_features(self.texts_at(batch, _chosen(places, new)))
+
+        keys = [text.tokens for text in batch.joined]
+        keys = keys if places is None else [keys[place] for place in places]
+        return self._embedded(self.text_head, self._texts, keys, features)
+
+    def _embedded(
         self,
         head: Head,
-        known: dict[Key, Tensor],
-        keys: Sequence[Key],
-        features: Callable[[], Tensor],
+        memory: Memory,
+        keys: Sequence[Hashable],
+        features: Callable[[list[int] | None], Tensor],
     ) -> Tensor:
-        """Unit embeddings from remembered features; a batch with an unknown key is computed."""
-        if not all(key in known for key in keys):
+        """Unit embeddings of what the memory has, or `features` makes."""
+
+        def make(new: list[int] | None) -> Tensor:
             # Tensors made in inference mode could not take part in a training step later.
             with torch.inference_mode(False), torch.no_grad(), head.taken_off():
-                for key, row in zip(keys, features().cpu(), strict=True):
-                    known.setdefault(key, row.clone())
-        found = torch.stack([known[key] for key in keys])
-        return unit(head(found.to(self.mean_C.device)))
+                return features(new).cpu()
+
+        return unit(head(self.here(memory.recall(keys, make))))
+
+
+def _chosen(places: Sequence[int] | None, new: list[int] | None) -> Sequence[int] | None:
+    """Those of `places` whose own places are in `new`; None is all."""
+    if new is None or places is None:
+        return places if new is None else new
+    return [places[place] for place in new]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from clipstem.config import PictureFit
 from clipstem.question import ClipstemError
@@ -28,6 +29,8 @@ SUFFIXES = {
 FORMATS = [name for name in SUFFIXES if name != "MPO"]  # Pillow opens that one as a JPEG
 
 MAX_PIXELS = 64_000_000
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 JPEG_QUALITY = 90  # of pictures made smaller; 1 to 100
 
@@ -153,13 +156,20 @@ def to_pixels(data: bytes, spec: PictureSpec) -> np.ndarray:
                 "allowed (picture_fit=pad scales the longer side)"
             )
         _decode(image)
-        resized = image.resize(size, Image.Resampling[spec.interpolation.upper()])
-    if spec.fit is PictureFit.pad:
-        resized = _padded(resized.convert("RGB"), spec)
-    left = round((resized.width - spec.size) / 2)
-    top = round((resized.height - spec.size) / 2)
-    if resized.size != (spec.size, spec.size):
-        resized = resized.crop((left, top, left + spec.size, top + spec.size))
+        pixels = _resized_rgb(image, size, _kept(size, spec), spec.interpolation)
+    return _padded(pixels, spec)
+
+
+def _resized_rgb(
+    image: Image.Image, size: tuple[int, int], kept: Box, interpolation: str
+) -> np.ndarray:
+    """The part `kept` of the picture resized to `size`, RGB."""
+    fast = _fast_resize()
+    if fast is not None and image.mode in ("RGB", "L"):
+        return fast(np.asarray(image.convert("RGB")), size, kept, interpolation)
+    resized = image.resize(size, Image.Resampling[interpolation.upper()])
+    if kept != (0, 0, *size):
+        resized = resized.crop(kept)
     if resized.mode == "P" and "transparency" in resized.info:
         resized = resized.convert("RGBA")  # the same colours; straight to RGB, Pillow warns
     return np.array(resized.convert("RGB"))
@@ -188,6 +198,29 @@ def change_mildly(pixels_HWC: np.ndarray, *seed: int) -> np.ndarray:
     return changed_HWC.round().clip(0, 255).astype(np.uint8)
 
 
+def warm_up() -> None:
+    """Load the machine code, which takes a second, so that forked processes are born with it."""
+    if fast := _fast_resize():
+        fast(np.zeros((1, 1, 3), np.uint8), (1, 1), (0, 0, 1, 1), "bicubic")
+
+
+@cache
+def _fast_resize() -> Callable[..., np.ndarray] | None:
+    """`resize.resized` where numba is installed; imported only when a picture is resized."""
+    try:
+        from clipstem.resize import resized
+    except ImportError:
+        return None
+    return resized
+
+
+def _kept(size: tuple[int, int], spec: PictureSpec) -> Box:
+    """The part of a resized picture that the model sees: left, top, right, bottom."""
+    width, height = (min(side, spec.size) for side in size)
+    left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
+    return left, top, left + width, top + height
+
+
 def _fitted_size(width: int, height: int, spec: PictureSpec) -> tuple[int, int]:
     """The (width, height) to resize to, rounded as torchvision and open_clip round it."""
     if spec.fit is PictureFit.squash:
@@ -201,11 +234,13 @@ def _fitted_size(width: int, height: int, spec: PictureSpec) -> tuple[int, int]:
     return max(1, round(width / ratio)), max(1, round(height / ratio))
 
 
-def _padded(image: Image.Image, spec: PictureSpec) -> Image.Image:
+def _padded(pixels: np.ndarray, spec: PictureSpec) -> np.ndarray:
     """Put the picture in the middle of a square, the odd pixel of border right and below."""
-    left, top = (max(0, spec.size - side) // 2 for side in image.size)
-    right, bottom = (max(0, spec.size - side + 1) // 2 for side in image.size)
-    return ImageOps.expand(image, (left, top, right, bottom), fill=(spec.fill,) * 3)
+    missing = [spec.size - side for side in pixels.shape[:2]]
+    if not any(missing):
+        return pixels
+    border = [(side // 2, side - side // 2) for side in missing]
+    return np.pad(pixels, [*border, (0, 0)], constant_values=spec.fill)
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as MapDataset
 
-from clipstem.images import PictureSpec, change_mildly, to_pixels
+from clipstem.images import PictureSpec, change_mildly, to_pixels, warm_up
 from clipstem.pairs import PairBatch, collate
 from clipstem.question import ClipstemError, Kind, Picture, ProblemPicture
 from clipstem.shards import Dataset
@@ -103,6 +103,8 @@ def load(
     batches: Batches, workers: int, start: int = 0, pin: bool = False
 ) -> DataLoader[PairBatch]:
     """The batches in order, from number `start` on, made by `workers` processes."""
+    if workers:
+        warm_up()
     return _Loader(
         batches,
         batch_size=None,

@@ -10,7 +10,7 @@ R rows of T tokens hold U distinct texts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,10 @@ class PackedTexts:
     group_RT: Array
     part_RT: Array
     end_U: Array
+
+    def map(self, change: Callable[[Array], Array]) -> PackedTexts:
+        """The same texts with every array changed, for example moved to a device."""
+        return PackedTexts(**{name: change(value) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)

@@ -66,20 +66,22 @@ class PairBatch:
     Attributes:
         ids: the questions' ids; "" where a place of the batch holds no question.
         pixels_IHWC: uint8, each distinct picture once.
+        pictures: their content hashes, in the same order.
         texts: each distinct text once, packed.
+        joined: the same texts, one by one.
         text_of_V, picture_of_V: the text of each query, and its picture or `EMPTY`.
         cell_QK: int64 index of the option's cosine in the flattened [V, I] matrix; 0 where empty.
         filled_QK: fp32, 1 where there is an option to score, 0 where the cell is empty.
         answer_Q: int64, the right option or `UNKNOWN_ANSWER`.
         weight_Q: fp32, what the question counts in a loss; 0 for an empty place.
         truncated_Q: int64, the most tokens that an option's text lost.
-        picture_keys, text_keys: what each distinct picture is known by, its content hash, and each
-            distinct text, its tokens.
     """
 
     ids: tuple[str, ...]
     pixels_IHWC: Array
+    pictures: tuple[str, ...]
     texts: PackedTexts
+    joined: tuple[JoinedText, ...]
     text_of_V: Array
     picture_of_V: Array
     cell_QK: Array
@@ -87,18 +89,15 @@ class PairBatch:
     answer_Q: Array
     weight_Q: Array
     truncated_Q: Array
-    picture_keys: tuple[str, ...]
-    text_keys: tuple[Tokens, ...]
 
     def map(self, change: Callable[[Array], Array]) -> PairBatch:
         """The same batch with every array changed, for example moved to a device."""
         arrays = {
             name: change(value)
             for name, value in vars(self).items()
-            if name not in ("ids", "texts", "picture_keys", "text_keys")
+            if name not in ("ids", "pictures", "texts", "joined")
         }
-        texts = PackedTexts(**{name: change(value) for name, value in vars(self.texts).items()})
-        return replace(self, texts=texts, **arrays)
+        return replace(self, texts=self.texts.map(change), **arrays)
 
     def pin_memory(self) -> PairBatch:
         """What torch's loader calls so that copies to the device need not wait."""
@@ -165,7 +164,9 @@ def collate(
     return PairBatch(
         ids=ids,
         pixels_IHWC=np.stack(pixels) if pixels else np.zeros((0, 1, 1, 3), np.uint8),
+        pictures=tuple(pictures),
         texts=lay_out(joined, tokenizer),
+        joined=tuple(joined),
         text_of_V=text_of_V,
         picture_of_V=picture_of_V,
         cell_QK=cell_QK,
@@ -173,8 +174,6 @@ def collate(
         answer_Q=np.array([q.answer if q else EMPTY for q in questions], np.int64),
         weight_Q=np.array([float(q is not None) for q in questions], np.float32),
         truncated_Q=np.array(truncated, np.int64),
-        picture_keys=tuple(pictures),
-        text_keys=tuple(texts),
     )
 
 

@@ -5,10 +5,12 @@ Q questions, K most options.
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from torch import Tensor
 from clipstem import loader, metrics, pairs, run, towers
 from clipstem.config import ModelConfig, Precision, TrainerConfig, model_config
 from clipstem.images import to_pixels
+from clipstem.memory import Memory
 from clipstem.pairs import LOWEST_LOGIT, PairBatch
 from clipstem.prediction import COLUMNS, Predictions
 from clipstem.question import ClipstemError, Picture, ProblemPicture, Question
@@ -87,17 +90,42 @@ class Scorer:
 
     def logits(self, batch: PairBatch) -> Tensor:
         """logits_QK of a batch of tensors, before the temperature, fp32."""
-        was_training = self.model.training
-        self.model.eval()
+        ((_, logits_QK),) = self.scored([batch], Memory())
+        return logits_QK
+
+    def scored(
+        self, batches: Iterable[PairBatch], memory: Memory
+    ) -> Iterator[tuple[PairBatch, Tensor]]:
+        """Each batch with its logits_QK; what `memory` holds is not encoded again.
+
+        In bf16 the weights are cast once, here: casting them in every product made scoring on a
+        CPU slower than fp32.
+        """
+        model = self.model
+        if self.trainer.precision is Precision.bf16:
+            model = copy.deepcopy(model)
+            model.model.bfloat16()
+        was_training = model.training
+        model.eval()
         try:
-            with torch.inference_mode():
-                batch = batch.map(lambda array: array.to(self.device, non_blocking=True))
-                with self.arithmetic():
-                    image_ID, text_UD = self.model.embed(batch)
-                cosine_VI = pairs.cosines(batch, image_ID, text_UD)
-                return pairs.score(batch, cosine_VI, self.model.scale.float())
+            for batch in batches:
+                # fp32 is computed without shortcuts, so that scores are the reference's.
+                tf32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+                with torch.inference_mode(), tf32:
+                    logits_QK = self._logits(model, batch, memory)
+                yield batch, logits_QK
         finally:
-            self.model.train(was_training)
+            model.train(was_training)
+
+    def _logits(self, model: Towers, batch: PairBatch, memory: Memory) -> Tensor:
+        image_ID = memory.recall(batch.pictures, partial(model.embed_pictures, batch))
+        texts = [text.tokens for text in batch.joined]
+        text_UD = memory.recall(texts, partial(model.embed_texts, batch))
+        there = replace(batch, pixels_IHWC=batch.pixels_IHWC[:0]).map(
+            lambda array: array.to(self.device, non_blocking=True)
+        )
+        cosine_VI = pairs.cosines(there, image_ID, text_UD)
+        return pairs.score(there, cosine_VI, self.model.scale.float())  # no cast has rounded it
 
     def predict(
         self,
@@ -105,8 +133,12 @@ class Scorer:
         split: str,
         batch_size: int,
         progress: Progress = lambda questions: None,
+        memory: Memory | None = None,
     ) -> Predictions:
-        """Predictions for every question of a split that CLIP can score, in the split's order."""
+        """Predictions for every question of a split that CLIP can score, in the split's order.
+
+        Each distinct picture and text is encoded once; a `memory` of these weights may know some.
+        """
         flags = loader.usable(dataset, split, answered=False)
         numbers = np.flatnonzero(flags)
         index = dataset.index(split).take(numbers)
@@ -122,11 +154,11 @@ class Scorer:
             self.problem_picture,
         )
         started, done = time.perf_counter(), 0
-        for batch in loader.load(batches, self.trainer.workers, pin=self.device.type == "cuda"):
+        made = loader.load(batches, self.trainer.workers, pin=self.device.type == "cuda")
+        for batch, batch_logits in self.scored(made, memory or Memory()):
             here = slice(done, min(done + batch_size, len(numbers)))
             count = here.stop - here.start
-            batch_logits = self.logits(batch).cpu().numpy()[:count]
-            logits_QK[here, : batch_logits.shape[1]] = batch_logits
+            logits_QK[here, : batch_logits.shape[1]] = batch_logits[:count].cpu().numpy()
             truncated_Q[here] = batch.truncated_Q.numpy()[:count]
             done = here.stop
             progress(count)
@@ -152,12 +184,6 @@ class Scorer:
                 "seconds": round(seconds, 3),
             },
         )
-
-    def arithmetic(self) -> contextlib.AbstractContextManager[object]:
-        """fp32 without shortcuts, so that scores are the reference's, unless bf16 is asked for."""
-        if self.trainer.precision is Precision.bf16:
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
     def calibrate(self, tune: Predictions) -> float:
         """Set the temperature to the one that fits the predictions for `tune`; returns it."""

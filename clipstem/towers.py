@@ -14,6 +14,7 @@ import logging
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from clipstem.config import ModelConfig
 from clipstem.images import PictureSpec
-from clipstem.packing import PackedTexts, may_look_RTT
+from clipstem.packing import PackedTexts, lay_out, may_look_RTT
 from clipstem.pairs import PairBatch
 from clipstem.question import ClipstemError
 from clipstem.tokens import Layout, Tokens
@@ -138,7 +139,27 @@ class Towers(nn.Module):
 
     def embed(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """image_ID and text_UD of a batch on the model's device, fp32, unit length."""
-        return self.encode_pictures(batch.pixels_IHWC), self.encode_texts(batch.texts)
+        return self.embed_pictures(batch), self.embed_texts(batch)
+
+    def embed_pictures(self, batch: PairBatch, places: Sequence[int] | None = None) -> Tensor:
+        """Of the batch's pictures, or of those at `places`; the batch may lie elsewhere."""
+        pixels_IHWC = batch.pixels_IHWC if places is None else batch.pixels_IHWC[places]
+        return self.encode_pictures(self.here(pixels_IHWC))
+
+    def embed_texts(self, batch: PairBatch, places: Sequence[int] | None = None) -> Tensor:
+        """The same for its texts."""
+        return self.encode_texts(self.texts_at(batch, places))
+
+    def texts_at(self, batch: PairBatch, places: Sequence[int] | None) -> PackedTexts:
+        """The batch's texts on the model's device, or those at `places`, packed anew."""
+        if places is None:
+            return batch.texts.map(self.here)
+        some = lay_out([batch.joined[place] for place in places], self.tokenizer)
+        return some.map(torch.from_numpy).map(self.here)
+
+    def here(self, array: Tensor) -> Tensor:
+        """On the model's device."""
+        return array.to(self.mean_C.device, non_blocking=True)
 
     def encode_pictures(self, pixels_IHWC: Tensor) -> Tensor:
         """uint8 pixels -> unit embeddings [I, D], fp32."""
@@ -151,8 +172,9 @@ class Towers(nn.Module):
     def picture_features(self, pixels_IHWC: Tensor) -> Tensor:
         """What the picture tower gives for uint8 pixels, which are normalised here, on the device;
         [I, D], not yet of unit length."""
-        pixels_ICHW = (pixels_IHWC.float() / 255 - self.mean_C) / self.std_C
-        return self.model.encode_image(pixels_ICHW.permute(0, 3, 1, 2))
+        pixels_IHWC = (pixels_IHWC.float() / 255 - self.mean_C) / self.std_C
+        pixels_ICHW = pixels_IHWC.permute(0, 3, 1, 2).to(self.model.logit_scale.dtype)
+        return self.model.encode_image(pixels_ICHW)
 
     def text_features(self, texts: PackedTexts) -> Tensor:
         """What the text tower gives, [U, D], not yet of unit length."""

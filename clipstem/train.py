@@ -239,9 +239,9 @@ def _remembering(
         decodes=model.knows_pictures,
     )
     model.eval()
-    with console.progress_bar("features", len(batches)) as progress, remembering.arithmetic():
+    with console.progress_bar("features", len(batches)) as progress:
         for batch in loader.load(batches, config.trainer.workers):
-            model.remember(batch.map(lambda array: array.to(remembering.device)))
+            model.remember(batch)
             progress(1)
     log.info("features kept in memory: %.1f MB", model.remembered_bytes / 1e6)
     return remembering

@@ -115,6 +115,6 @@ def test_pictures_that_change_are_not_remembered(drawn_data: Path) -> None:
     (batch, *_) = batches(drawn_data, model)
     model.remember(batch)
     texts_only = model.remembered_bytes
-    assert texts_only == len(batch.text_keys) * 32 * 4
+    assert texts_only == len(batch.joined) * 32 * 4
     model.embed(batch)
     assert model.remembered_bytes == texts_only

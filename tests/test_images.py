@@ -5,18 +5,23 @@ from __future__ import annotations
 import io
 import json
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from samples import encoded
 
+from clipstem import images, resize
 from clipstem.config import PictureFit
 from clipstem.images import SUFFIXES, PictureSpec, change_mildly, check_picture, shrink, to_pixels
 from clipstem.question import ClipstemError
@@ -54,6 +59,7 @@ ZOO: dict[str, bytes] = {
     "PNG P, one colour transparent": encoded(image("P"), transparency=3),
     "PNG P, alpha for each colour": encoded(image("P"), transparency=bytes(range(256))),
     "PNG RGB, one colour transparent": encoded(image(), transparency=(3, 4, 5)),
+    "PNG L, one colour transparent": encoded(image("L"), transparency=3),
     "PNG 1": encoded(image("1")),
     "PNG I;16": encoded(image("I;16")),
     "JPEG RGB": encoded(image(), "JPEG"),
@@ -144,6 +150,36 @@ def test_normalised_pixels_are_the_tensor_of_the_whole_transform(name: str) -> N
     pixels_HWC = torch.from_numpy(to_pixels(ZOO[name], spec)).float() / 255
     ours = (pixels_HWC - torch.tensor(spec.mean)) / torch.tensor(spec.std)
     torch.testing.assert_close(ours.permute(2, 0, 1), theirs)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@given(width=st.integers(1, 200), height=st.integers(1, 200), size=st.integers(1, 120))
+def test_machine_code_gives_pillows_integers(
+    interpolation: str, width: int, height: int, size: int
+) -> None:
+    data = encoded(image(width=width, height=height))
+    for fit in PictureFit:
+        spec = PictureSpec(size, fit, interpolation)
+        fast = to_pixels(data, spec)
+        with mock.patch.object(images, "_fast_resize", lambda: None):
+            np.testing.assert_array_equal(fast, to_pixels(data, spec))
+
+
+def test_a_thread_of_a_picture_costs_only_what_is_kept_of_it() -> None:
+    thread = image(width=2, height=4000)
+    resized = thread.resize((64, 128_000), Image.Resampling.BICUBIC)
+    kept = (0, 60_000, 64, 60_064)
+    found = resize.resized(np.asarray(thread), resized.size, kept, "bicubic")
+    np.testing.assert_array_equal(found, np.asarray(resized.crop(kept)))
+
+
+def test_without_numba_pillow_resizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "clipstem.resize", None)
+    images._fast_resize.cache_clear()
+    assert images._fast_resize() is None
+    monkeypatch.undo()
+    images._fast_resize.cache_clear()
+    assert images._fast_resize() is resize.resized
 
 
 def test_padding_keeps_all_of_it_between_borders_of_the_fill() -> None:

@@ -165,7 +165,7 @@ def test_a_run_without_pictures_sees_none(
     terms = Learner.terms
 
     def spy(self: Learner, batch: PairBatch) -> dict[str, Tensor]:
-        shown.update(batch.picture_keys)
+        shown.update(batch.pictures)
         return terms(self, batch)
 
     monkeypatch.setattr(Learner, "terms", spy)

@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,15 @@ from PIL import Image
 
 import clipstem
 from clipstem import metrics, pairs, scorer, shards
-from clipstem.config import ModelConfig, PrepareConfig, Source, TrainerConfig, model_config
+from clipstem.config import (
+    ModelConfig,
+    Precision,
+    PrepareConfig,
+    Source,
+    TrainerConfig,
+    model_config,
+)
+from clipstem.memory import Memory
 from clipstem.prepare import prepare
 from clipstem.question import ClipstemError, Kind, Picture, ProblemPicture, Question
 from clipstem.scorer import Scorer
@@ -159,6 +168,56 @@ def test_predictions_are_the_same_with_workers(tiny: Scorer, drawn_data: Path) -
     alone = tiny.predict(dataset, "test", 4)
     helped = Scorer(tiny.model, TrainerConfig(device="cpu", workers=1)).predict(dataset, "test", 4)
     np.testing.assert_array_equal(alone.logits_QK, helped.logits_QK)
+
+
+def test_what_is_known_is_not_encoded_again(
+    tiny: Scorer, some_questions: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[Any] = []
+    batch = pairs.collate(some_questions, tiny.model.tokenizer, tiny._decode)
+    batch = batch.map(torch.from_numpy)
+    memory = Memory()
+    ((_, first),) = tiny.scored([batch], memory)
+    for way in ("encode_pictures", "encode_texts"):
+        monkeypatch.setattr(tiny.model, way, encoded.append)
+    ((_, second),) = tiny.scored([batch], memory)
+    assert not encoded
+    np.testing.assert_array_equal(first, second)
+
+
+def test_each_text_of_a_split_is_encoded_once(
+    tiny: Scorer, some_questions: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def collated(questions: Sequence[Question]) -> pairs.PairBatch:
+        batch = pairs.collate(questions, tiny.model.tokenizer, tiny._decode)
+        return batch.map(torch.from_numpy)
+
+    batches = [collated(some_questions[:7]), collated(some_questions[4:]), collated(some_questions)]
+    counts = {"encode_pictures": 0, "encode_texts": 0}
+    for way in counts:
+        encode = getattr(tiny.model, way)
+
+        def counted(given: Any, way: str = way, encode: Any = encode) -> torch.Tensor:
+            found: torch.Tensor = encode(given)
+            counts[way] += len(found)
+            return found
+
+        monkeypatch.setattr(tiny.model, way, counted)
+    together = [logits for _, logits in tiny.scored(batches, Memory())]
+    assert counts["encode_texts"] == len({text for it in batches for text in it.joined})
+    assert counts["encode_pictures"] == len({hash for it in batches for hash in it.pictures})
+    for batch, logits in zip(batches, together, strict=True):
+        np.testing.assert_allclose(logits, tiny.logits(batch), atol=1e-4)
+
+
+def test_bf16_keeps_the_weights_and_almost_every_choice(tiny: Scorer, drawn_data: Path) -> None:
+    dataset = shards.open_dataset(str(drawn_data))
+    before = tiny.model.weights_sha256()
+    half = Scorer(tiny.model, TrainerConfig("cpu", Precision.bf16, workers=0))
+    found, exact = half.predict(dataset, "valid", 16), tiny.predict(dataset, "valid", 16)
+    assert tiny.model.weights_sha256() == before == found.provenance["weights_sha256"]
+    assert found.logits_QK.dtype == np.float32
+    assert 0 < np.abs(found.probs_QK - exact.probs_QK).max() < 0.1
 
 
 def test_questions_without_a_picture_are_counted_and_left_out(tiny: Scorer, tmp_path: Path) -> None:

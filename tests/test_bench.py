@@ -1,0 +1,132 @@
+"""The benchmark runs end to end on a small model, and says what it measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from oracle import Oracle
+
+from clipstem import shards
+from clipstem.config import model_config
+from clipstem.question import Kind, Question
+from clipstem.tokens import join
+from clipstem.towers import Towers, create
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import bench  # noqa: E402
+import bench_peers  # noqa: E402
+import bench_report  # noqa: E402
+import bench_sets  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def towers() -> Towers:
+    return create(model_config("tiny_vit"))
+
+
+@pytest.fixture(scope="module")
+def stem_shaped() -> list[Question]:
+    return bench_sets.stem_shaped(100)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    (tmp_path / "README.md").write_text(f"before\n{bench_report.START}old\n<!-- end -->\nafter\n")
+    return tmp_path
+
+
+def test_the_benchmark_runs_and_the_readme_shows_it(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "QUICK", bench.Size(6, 4, 1, 1))
+    monkeypatch.delenv("CLIPSTEM_REALSET", raising=False)
+    bench.main(["--quick", "--model", "tiny_vit", "--workers", "0", "--out", str(checkout)])
+    (path,) = checkout.glob("benchmarks/bench-*.json")
+    figures = json.loads(path.read_text())
+    assert figures["command"].endswith("--workers 0 --out " + str(checkout))
+    assert {"cpu", "cores"} <= figures["machine"].keys() and "torch" in figures["versions"]
+    results = figures["results"]
+    assert [result["what"] for result in results] == [
+        "text tower",
+        *("pictures", "scoring", "training"),  # text options
+        *("pictures", "scoring"),  # picture options
+        *("pictures", "scoring", "training"),  # STEM's shape
+    ]
+    assert all(it["largest_difference"] == 0 for it in results if it["what"] == "pictures")
+    assert all(len(turns) >= 1 for it in results for turns in it["seconds"].values())
+    for result in results:
+        if result["what"] in ("scoring", "training"):
+            assert result["gflop"]["reference"] > result["gflop"]["open_clip"]
+            assert result["gflop"]["open_clip"] > result["gflop"]["clipstem"]
+            assert result["gflop"]["clipstem"] >= result["gflop"]["texts_known"]
+    assert "drawn (CLIPSTEM_REALSET is not set)" in results[1]["set"]
+    readme = (checkout / "README.md").read_text()
+    assert readme.startswith("before\n") and readme.endswith("<!-- end -->\nafter\n")
+    assert bench_report.table(figures) in readme and f"{path.stem}.svg" in readme
+    assert path.with_suffix(".svg").read_text().count("<rect") == 1 + len(
+        list(bench_report.rows(figures))
+    )
+    assert "STEM-shaped set" in capsys.readouterr().out
+
+
+def test_ways_that_disagree_give_no_result() -> None:
+    with pytest.raises(SystemExit, match=r"^a set, clipstem: differs by 1.0e-02, more than 0.0001"):
+        bench.check_agreement("a set, clipstem", np.array([0.5]), np.array([0.51]))
+
+
+def test_both_peers_answer_as_the_oracle_does(towers: Towers, stem_shaped: list[Question]) -> None:
+    questions = stem_shaped[:6]
+    oracle = Oracle(towers.model, towers.tokenizer._tokenizer, towers.spec.open_clip())
+    device = torch.device("cpu")
+    reference = bench_peers.Reference(towers, questions, device).logits_QK()
+    usual = bench_peers.OpenClip(towers, questions, device, 4, 0).logits_QK()
+    for logits_QK in (reference, usual):
+        for question, row in zip(questions, logits_QK, strict=True):
+            probs_K = row.double().softmax(dim=0)[: len(question.options)].numpy()
+            np.testing.assert_allclose(probs_K, oracle.probabilities(question), atol=1e-5)
+
+
+def test_the_stem_shaped_set_has_stems_proportions(stem_shaped: list[Question]) -> None:
+    kinds = [question.kind for question in stem_shaped]
+    assert kinds.count(Kind.TEXT_OPTIONS) == 57 and kinds.count(Kind.PICTURE_OPTIONS) == 43
+    assert np.mean([len(question.options) for question in stem_shaped]) == 2.8
+    assert {len(question.problem.split()) for question in stem_shaped} == {17}
+    pictures = [picture.sha256 for question in stem_shaped for picture in question.pictures]
+    assert len(set(pictures)) == len(pictures)
+    assert bench_sets.stem_shaped(5) == stem_shaped[:5]
+
+
+def test_question_texts_come_from_20_a_skill() -> None:
+    drawn = {
+        (skill, text): bench_sets.problem(skill, text) for skill in range(9) for text in range(20)
+    }
+    assert len(set(drawn.values())) == 9 * 20
+
+
+def test_a_stored_set_reads_back_as_it_was(tmp_path: Path, stem_shaped: list[Question]) -> None:
+    dataset = bench_sets.stored(stem_shaped[:7], tmp_path / "set")
+    for split in ("train", "valid"):
+        assert dataset.read(split, range(7)) == stem_shaped[:7]
+    assert shards.open_dataset(str(tmp_path / "set")).size("valid") == 7
+
+
+def test_arithmetic_counts_each_token_once(towers: Towers, stem_shaped: list[Question]) -> None:
+    size = bench.Size(1, 1, 1, 1)
+    made = bench.Bench(towers, "tiny_vit", size, 0, torch.device("cpu"))
+    question = next(it for it in stem_shaped if it.kind is Kind.TEXT_OPTIONS)
+    options = [option for option in question.options if isinstance(option, str)]
+    own = join(question.problem, options, towers.tokenizer)
+    expected = len(own[0].shared) + sum(len(text.own) for text in own)
+    assert made._tokens([question, question]) == expected
+
+
+def test_the_readmes_speed_is_the_measured_one() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert bench_report.with_tables(text, ROOT / "benchmarks") == text
