@@ -38,7 +38,11 @@ Progress = Callable[[int], None]
 
 
 class Scorer:
-    """A model, the temperature that calibrates it, and where it runs."""
+    """A model, the temperature that calibrates it, and where it runs.
+
+    Attributes:
+        weights_sha256: the weights' hash, where it is known and they stay; else `predict` takes it.
+    """
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class Scorer:
         temperature: float = 1.0,
         problem_picture: ProblemPicture = ProblemPicture.added,
         provenance: dict[str, Any] | None = None,
+        weights_sha256: str | None = None,
     ) -> None:
         self.trainer = trainer
         self.device = device_of(trainer.device)
@@ -56,6 +61,7 @@ class Scorer:
         self.temperature = temperature
         self.problem_picture = problem_picture
         self.provenance = provenance or {}
+        self.weights_sha256 = weights_sha256
 
     def score(
         self, picture: PictureLike | None, question: str, options: Sequence[PictureLike]
@@ -170,7 +176,7 @@ class Scorer:
             logits_QK=logits_QK,
             provenance={
                 **self.provenance,
-                "weights_sha256": self.model.weights_sha256(),
+                "weights_sha256": self.weights_sha256 or self.model.weights_sha256(),
                 "data": dataset.location,
                 "data_sha256": dataset.manifest.data_sha256,
                 "split": split,
@@ -235,6 +241,7 @@ def of_run(folder: Path, trainer: TrainerConfig) -> Scorer:
             "model": facts["model"],
             "train_questions_of_skill": facts["train_questions_of_skill"],
         },
+        weights_sha256=facts["weights_sha256"],
     )
 
 
