@@ -69,6 +69,23 @@ def shrink(data: bytes, max_side: int) -> bytes:
     return buffer.getvalue()
 
 
+def thumbnail(data: bytes, max_side: int) -> bytes:
+    """The picture on white as WebP, its longer side at most `max_side` px, for people to look at.
+
+    Raises:
+        ClipstemError: if the bytes are not a picture that can be read whole.
+    """
+    with _open(data, MAX_PIXELS) as image:
+        image.draft("RGB", (max_side, max_side))  # a JPEG is decoded near the size asked for
+        _decode(image)
+        shown = ImageOps.exif_transpose(image).convert("RGBA")
+    shown.thumbnail((max_side, max_side))
+    white = Image.new("RGBA", shown.size, "white")
+    buffer = io.BytesIO()
+    Image.alpha_composite(white, shown).convert("RGB").save(buffer, "WEBP", quality=80)
+    return buffer.getvalue()
+
+
 @dataclass(frozen=True)
 class PictureSpec:
     """How a picture file becomes a model's input; stored with the weights.
