@@ -310,6 +310,36 @@ class BankConfig:
         _require_counts(self.questions_per_skill)
 
 
+@dataclass
+class ReportConfig:
+    """`python -m clipstem.report`: what predictions files say, as one HTML file and as Markdown."""
+
+    predictions: list[str] = MISSING
+    """Predictions files for the same questions; with answers to perturbed ones where there are."""
+    out: str = MISSING
+    """The report's folder, which must not exist yet."""
+    data: str | None = None
+    """The prepared folder of the questions, or its URL; for texts and pictures."""
+    names: list[str] = field(default_factory=list)
+    """What the models are called, in the order of their files; empty takes the runs' names."""
+    mistakes: int = 12
+    """Most confident mistakes shown of each model, one a skill; needs `data`."""
+    bins: int = 10
+    """Bins of confidence in the reliability diagrams and the calibration error."""
+    repeats: int = 2000
+    """Bootstrap repeats behind an interval."""
+    seed: int = 0
+    """Seed of the bootstrap and of drawn questions."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "bins", "repeats")
+        _require_at_least(self, 0, "seed", "mistakes")
+        if self.predictions != MISSING and not self.predictions:
+            raise ClipstemError(
+                "conf key 'predictions': names no file; expected [<file>.parquet, …]"
+            )
+
+
 SOURCE_SPLITS = ("train", "valid", "test")
 """Splits that a source can have; `tune` is held out of `train`."""
 

@@ -78,7 +78,7 @@ def thumbnail(data: bytes, max_side: int) -> bytes:
     with _open(data, MAX_PIXELS) as image:
         image.draft("RGB", (max_side, max_side))  # a JPEG is decoded near the size asked for
         _decode(image)
-        shown = ImageOps.exif_transpose(image).convert("RGBA")
+        shown = image.convert("RGBA")
     shown.thumbnail((max_side, max_side))
     white = Image.new("RGBA", shown.size, "white")
     buffer = io.BytesIO()

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from clipstem import charts
-from clipstem.metrics import Interval
+from clipstem.statistics import Interval
 
 
 @dataclass(frozen=True)
