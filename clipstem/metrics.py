@@ -92,9 +92,7 @@ def summarize(
     Raises:
         ClipstemError: without a question whose answer is known.
     """
-    known_Q = answer_Q >= 0
-    if not known_Q.any():
-        raise ClipstemError("no question has a known answer: there is nothing to measure")
+    known_Q = _known(answer_Q)
     probs_QK, answer_Q = probs_QK[known_Q], answer_Q[known_Q]
     right_Q = probs_QK.argmax(axis=1) == answer_Q
     chance_Q = 1 / num_options_Q[known_Q]
@@ -118,3 +116,76 @@ def summarize(
 
 def _of_subject(right_Q: NDArray[np.bool_], chance_Q: Floats) -> tuple[float, float, int]:
     return float(right_Q.mean()), float(chance_Q.mean()), len(right_Q)
+
+
+def brier(probs_QK: Floats, answer_Q: Ints) -> float:
+    """Mean squared distance between the probabilities and the right answer, summed over options.
+
+    From 0 (sure and right) to 2 (sure and wrong). Source: Brier 1950, "Verification of forecasts
+    expressed in terms of probability".
+
+    Raises:
+        ClipstemError: without a question whose answer is known.
+    """
+    known_Q = _known(answer_Q)
+    probs_QK, answer_Q = probs_QK[known_Q], answer_Q[known_Q]
+    right_QK = np.arange(probs_QK.shape[1]) == answer_Q[:, None]
+    return float(((probs_QK - right_QK) ** 2).sum(axis=1).mean())
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How often choices are right, by how probable they were held; bins without any are left out.
+
+    Attributes:
+        centre_B: middle of each bin.
+        confidence_B: mean probability of its choices.
+        accuracy_B: share of them that is right.
+        count_B: how many they are.
+    """
+
+    centre_B: NDArray[np.float64]
+    confidence_B: NDArray[np.float64]
+    accuracy_B: NDArray[np.float64]
+    count_B: Ints
+
+
+def reliability(probs_QK: Floats, answer_Q: Ints, bins: int = 10) -> Reliability:
+    """Bins of equal width of the chosen option's probability; a bin holds its lower edge.
+
+    Raises:
+        ClipstemError: without a question whose answer is known.
+    """
+    known_Q = _known(answer_Q)
+    probs_QK, answer_Q = probs_QK[known_Q], answer_Q[known_Q]
+    confidence_Q = probs_QK.max(axis=1)
+    right_Q = probs_QK.argmax(axis=1) == answer_Q
+    edges = np.arange(1, bins) / bins
+    bin_Q = np.searchsorted(edges, confidence_Q, side="right")
+    count_B = np.bincount(bin_Q, minlength=bins)
+    filled_B = count_B > 0
+    sums = [np.bincount(bin_Q, value_Q, bins)[filled_B] for value_Q in (confidence_Q, right_Q)]
+    return Reliability(
+        centre_B=(np.flatnonzero(filled_B) + 0.5) / bins,
+        confidence_B=sums[0] / count_B[filled_B],
+        accuracy_B=sums[1] / count_B[filled_B],
+        count_B=count_B[filled_B],
+    )
+
+
+def ece(probs_QK: Floats, answer_Q: Ints, bins: int = 10) -> float:
+    """Expected calibration error: the bins' mean distance of confidence and accuracy.
+
+    Source: Naeini et al. 2015, "Obtaining well calibrated probabilities using Bayesian binning".
+    """
+    found = reliability(probs_QK, answer_Q, bins)
+    gap_B = np.abs(found.accuracy_B - found.confidence_B)
+    return float((gap_B * found.count_B).sum() / found.count_B.sum())
+
+
+def _known(answer_Q: Ints) -> NDArray[np.bool_]:
+    """True where the answer is known."""
+    known_Q = answer_Q >= 0
+    if not known_Q.any():
+        raise ClipstemError("no question has a known answer: there is nothing to measure")
+    return known_Q

@@ -11,14 +11,21 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, log_loss
-from torchmetrics.functional.classification import multiclass_accuracy
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+)
 
 from clipstem.metrics import (
     COLDEST,
     HOTTEST,
+    brier,
+    ece,
     fit_temperature,
     probabilities,
+    reliability,
     summarize,
 )
 from clipstem.pairs import LOWEST_LOGIT
@@ -210,3 +217,72 @@ def test_a_right_option_held_impossible_costs_infinitely_much() -> None:
 def test_without_a_known_answer_there_is_nothing_to_measure() -> None:
     with pytest.raises(ClipstemError, match="no question has a known answer: there is nothing to"):
         summarize(np.ones((1, 1)), np.array([-1]), np.array([1]), ["math"])
+
+
+# ---------------------------------------------------------------------------- calibration
+
+
+@given(seed=seeds, bins=st.sampled_from([5, 10, 15]))
+def test_brier_and_calibration_agree_with_scikit_learn_and_torchmetrics(
+    seed: int, bins: int
+) -> None:
+    logits_QK, num_options_Q, answer_Q = drawn(seed, questions=200)
+    probs_QK = probabilities(logits_QK, num_options_Q)
+    expected = brier_score_loss(answer_Q, probs_QK, labels=range(5), scale_by_half=False)
+    assert brier(probs_QK, answer_Q) == pytest.approx(expected)
+    error = multiclass_calibration_error(
+        torch.from_numpy(probs_QK), torch.from_numpy(answer_Q), num_classes=5, n_bins=bins
+    )
+    assert ece(probs_QK, answer_Q, bins) == pytest.approx(float(error), abs=1e-6)
+
+    found = reliability(probs_QK, answer_Q, bins)
+    right_Q, confidence_Q = probs_QK.argmax(axis=1) == answer_Q, probs_QK.max(axis=1)
+    accuracy_B, confidence_B = calibration_curve(right_Q, confidence_Q, n_bins=bins)
+    np.testing.assert_allclose(found.accuracy_B, accuracy_B)
+    np.testing.assert_allclose(found.confidence_B, confidence_B)
+    assert found.count_B.sum() == 200
+    assert (np.abs(found.confidence_B - found.centre_B) <= 0.5 / bins + 1e-12).all()
+
+
+def test_a_bin_holds_its_lower_edge_and_the_last_one_certainty() -> None:
+    probs_QK = np.array([[0.5, 0.5], [1.0, 0.0], [0.3, 0.7], [0.31, 0.69]])
+    found = reliability(probs_QK, np.array([0, 0, 1, 0]))
+    np.testing.assert_allclose(found.centre_B, [0.55, 0.65, 0.75, 0.95])
+    assert found.accuracy_B.tolist() == [1, 0, 1, 1]
+    assert found.count_B.tolist() == [1, 1, 1, 1]
+
+
+def test_the_published_reliability_points_come_out_of_predictions_that_have_them() -> None:
+    # stem.md, read off a figure: zero-shot and fine-tuned, bins centred 25, 35 … 95 %.
+    for points in (
+        (23.8, 27.2, 37.8, 47.2, 47.6, 50.0, 55.7, 75.8),
+        (26.1, 33.7, 47.7, 54.1, 62.2, 72.0, 80.0, 98.9),
+    ):
+        centre_Q = np.repeat(np.arange(0.25, 1.0, 0.1), 1000)
+        right_Q = np.concatenate([np.arange(1000) < round(10 * point) for point in points])
+        probs_QK = np.full((8000, 9), ((1 - centre_Q) / 8)[:, None])
+        probs_QK[:, 0] = centre_Q
+        answer_Q = np.where(right_Q, 0, 1)
+        found = reliability(probs_QK, answer_Q)
+        np.testing.assert_allclose(100 * found.centre_B, np.arange(25, 100, 10))
+        np.testing.assert_allclose(100 * found.accuracy_B, points)
+
+
+def test_sure_and_right_costs_nothing_and_sure_and_wrong_all() -> None:
+    sure_QK = np.array([[1.0, 0.0], [1.0, 0.0]])
+    assert (brier(sure_QK, np.array([0, 0])), ece(sure_QK, np.array([0, 0]))) == (0, 0)
+    assert (brier(sure_QK, np.array([1, 1])), ece(sure_QK, np.array([1, 1]))) == (2, 1)
+
+
+@pytest.mark.parametrize("measure", [brier, ece, reliability])
+def test_calibration_is_measured_where_answers_are_known(measure: Any) -> None:
+    logits_QK, num_options_Q, answer_Q = drawn(4)
+    probs_QK = probabilities(logits_QK, num_options_Q)
+    known = np.arange(len(answer_Q)) % 3 > 0
+    some, alone = (
+        measure(probs_QK, np.where(known, answer_Q, -1)),
+        measure(probs_QK[known], answer_Q[known]),
+    )
+    assert str(some) == str(alone)
+    with pytest.raises(ClipstemError, match="no question has a known answer: there is nothing to"):
+        measure(probs_QK, np.full(len(answer_Q), -1))

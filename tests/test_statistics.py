@@ -1,0 +1,291 @@
+"""Intervals and tests, against scipy and statsmodels, and by how often they hold the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from statsmodels.regression.linear_model import OLS
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from clipstem.statistics import (
+    Interval,
+    holm,
+    mcnemar_exact,
+    numbered,
+    paired_difference,
+    skills_like_these_interval,
+    these_skills_interval,
+    wilson,
+)
+
+seeds = st.integers(0, 999)
+Draw = Callable[[np.random.Generator], tuple[NDArray[np.float64], NDArray[np.int64]]]
+
+
+def drawn(seed: int, skills: int = 12) -> tuple[NDArray[np.bool_], list[str]]:
+    """Answers to some questions in each skill, in any order."""
+    rng = np.random.default_rng(seed)
+    skill_Q = np.repeat(np.arange(skills), rng.integers(2, 9, skills))
+    rng.shuffle(skill_Q)
+    right_Q = rng.random(len(skill_Q)) < rng.random(skills)[skill_Q]
+    return right_Q, [f"skill-{number:02}" for number in skill_Q]
+
+
+# ---------------------------------------------------------------------------- other libraries
+
+
+@given(total=st.integers(1, 500), share=st.floats(0, 1))
+def test_wilson_is_statsmodels(total: int, share: float) -> None:
+    right = round(share * total)
+    found = wilson(right, total)
+    expected = proportion_confint(right, total, method="wilson")
+    assert (found.low, found.high) == pytest.approx(expected, abs=1e-12)
+    scipys = scipy.stats.binomtest(right, total).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((scipys.low, scipys.high), abs=1e-12)
+
+
+@given(seed=seeds)
+def test_skills_like_these_is_statsmodels_clustered_regression_on_a_constant(seed: int) -> None:
+    right_Q, skill_Q = drawn(seed)
+    found = skills_like_these_interval(right_Q, skill_Q)
+    assert found
+    _, cluster_Q = numbered(skill_Q)
+    fit = OLS(right_Q.astype(float), np.ones(len(right_Q))).fit(
+        cov_type="cluster", cov_kwds={"groups": cluster_Q}, use_t=True
+    )
+    ((low, high),) = fit.conf_int()
+    assert (found.low, found.high) == pytest.approx((max(low, 0), min(high, 1)))
+
+
+@given(seed=seeds)
+def test_a_paired_difference_is_statsmodels(seed: int) -> None:
+    right_a_Q, skill_Q = drawn(seed)
+    right_b_Q = np.random.default_rng(seed).permutation(right_a_Q)
+    found = paired_difference(right_a_Q, right_b_Q, skill_Q)
+    table = [
+        [(right_a_Q & right_b_Q).sum(), (right_a_Q & ~right_b_Q).sum()],
+        [(~right_a_Q & right_b_Q).sum(), (~right_a_Q & ~right_b_Q).sum()],
+    ]
+    assert found.p == pytest.approx(mcnemar(table, exact=True).pvalue)
+    assert found.difference == pytest.approx(right_a_Q.mean() - right_b_Q.mean())
+    _, cluster_Q = numbered(skill_Q)
+    fit = OLS(right_a_Q.astype(float) - right_b_Q, np.ones(len(right_a_Q))).fit(
+        cov_type="cluster", cov_kwds={"groups": cluster_Q}, use_t=True
+    )
+    assert found.interval
+    assert (found.interval.low, found.interval.high) == pytest.approx(tuple(fit.conf_int()[0]))
+
+
+@given(only_a=st.integers(0, 3000), only_b=st.integers(0, 3000))
+def test_mcnemar_is_scipys_binomial_test(only_a: int, only_b: int) -> None:
+    if only_a + only_b:
+        expected = scipy.stats.binomtest(only_a, only_a + only_b).pvalue
+        assert mcnemar_exact(only_a, only_b) == pytest.approx(expected, rel=1e-8, abs=1e-300)
+    assert mcnemar_exact(only_a, only_a) == 1
+
+
+@settings(max_examples=8)  # statsmodels collects garbage at each call
+@given(seed=seeds, skills=st.integers(1, 30))
+def test_holm_is_statsmodels(seed: int, skills: int) -> None:
+    p_S = np.random.default_rng(seed).random(skills).round(2)  # some are equal
+    _, expected_S, _, _ = multipletests(p_S, method="holm")
+    np.testing.assert_allclose(holm(p_S), expected_S)
+
+
+def test_the_macro_standard_error_is_that_of_a_stratified_sample_of_skills() -> None:
+    right_Q, skill_Q = drawn(3, skills=20)
+    subject_Q = ["math" if skill < "skill-08" else "science" for skill in skill_Q]
+    found = skills_like_these_interval(right_Q, skill_Q, subject_Q)
+    assert found
+    means, variances, degrees = [], [], []
+    for subject in ("math", "science"):
+        here_Q = np.array(subject_Q) == subject
+        _, cluster_Q = numbered(np.array(skill_Q)[here_Q])
+        fit = OLS(right_Q[here_Q].astype(float), np.ones(here_Q.sum())).fit(
+            cov_type="cluster", cov_kwds={"groups": cluster_Q}
+        )
+        means.append(fit.params[0])
+        variances.append(fit.bse[0] ** 2 / 4)
+        degrees.append(cluster_Q.max())
+    t = scipy.stats.t(
+        sum(variances) ** 2 / sum(v**2 / d for v, d in zip(variances, degrees, strict=True))
+    )
+    half = t.ppf(0.975) * np.sqrt(sum(variances))
+    assert (found.low, found.high) == pytest.approx((np.mean(means) - half, np.mean(means) + half))
+
+
+# ---------------------------------------------------------------------------- edges
+
+
+@given(seed=seeds)
+def test_the_order_of_the_questions_does_not_matter(seed: int) -> None:
+    right_Q, skill_Q = drawn(seed)
+    order = np.random.default_rng(seed).permutation(len(right_Q))
+    shuffled = [skill_Q[place] for place in order]
+    assert these_skills_interval(right_Q, skill_Q) == these_skills_interval(
+        right_Q[order], shuffled
+    )
+    one, other = (
+        skills_like_these_interval(right_Q, skill_Q),
+        skills_like_these_interval(right_Q[order], shuffled),
+    )
+    assert one and other and (one.low, one.high) == pytest.approx((other.low, other.high))
+
+
+@given(seed=seeds)
+def test_these_skills_hold_the_accuracy_itself(seed: int) -> None:
+    right_Q, skill_Q = drawn(seed)
+    found = these_skills_interval(right_Q, skill_Q)
+    assert 0 <= found.low <= right_Q.mean() <= found.high <= 1
+    subject_Q = [skill[-1] for skill in skill_Q]
+    macro = np.mean([right_Q[np.array(subject_Q) == name].mean() for name in set(subject_Q)])
+    found = these_skills_interval(right_Q, skill_Q, subject_Q=subject_Q)
+    assert 0 <= found.low <= macro <= found.high <= 1
+
+
+def test_all_right_is_not_certainty() -> None:
+    found = these_skills_interval(np.ones(40, np.bool_), ["a", "b"] * 20)
+    assert found.low == pytest.approx(wilson(40, 40).low)
+    assert 0.9 < found.low < 0.95 and found.high == pytest.approx(1)
+
+
+def test_a_skill_of_one_question_is_joined_to_its_subjects_smallest() -> None:
+    right_Q = np.array([1, 0, 1, 1, 0, 1, 1, 0], np.bool_)
+    joined = these_skills_interval(right_Q, ["a"] * 5 + ["b"] * 3)
+    assert these_skills_interval(right_Q, ["a"] * 5 + ["b", "b", "c"]) == joined
+    alone = these_skills_interval(right_Q, ["d"] * 8)
+    assert these_skills_interval(right_Q, list("abcdefgh")) == alone
+
+
+def test_below_ten_skills_nothing_is_said_about_others() -> None:
+    right_Q = np.arange(40) % 3 > 0
+    nine = [f"skill-{number % 9}" for number in range(40)]
+    ten = [f"skill-{number % 10}" for number in range(40)]
+    assert skills_like_these_interval(right_Q, nine) is None
+    assert skills_like_these_interval(right_Q, ten) is not None
+    assert paired_difference(right_Q, ~right_Q, nine).interval is None
+    lonely = ["art" if name == "skill-0" else "math" for name in ten]
+    assert skills_like_these_interval(right_Q, ten, lonely) is None
+
+
+def test_equal_models_do_not_differ() -> None:
+    right_Q, skill_Q = drawn(1)
+    found = paired_difference(right_Q, right_Q, skill_Q)
+    assert (found.difference, found.interval, found.p) == (0, Interval(0, 0), 1)
+
+
+# ---------------------------------------------------------------------------- coverage
+
+
+def some_skills(sizes: tuple[int, int], skills: int, a: float, b: float) -> Draw:
+    """Skills of so many questions, their accuracies from a beta distribution."""
+
+    def draw(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        return rng.beta(a, b, skills), rng.integers(sizes[0], sizes[1] + 1, skills)
+
+    return draw
+
+
+REALSET = some_skills((2, 24), 45, 1, 1)
+QUICKSTART = some_skills((100, 100), 16, 8, 1)
+FEW_QUESTIONS = some_skills((5, 5), 50, 2, 2)
+TINY = some_skills((2, 4), 12, 2, 2)
+
+
+def coverage_of_these_skills(draw: Draw, trials: int, macro: bool = False) -> float:
+    """Each trial: skills, their true accuracies, and other questions of them."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for trial in range(trials):
+        true_S, size_S = draw(rng)
+        skill_Q = np.repeat(np.arange(len(size_S)), size_S)
+        right_Q = rng.random(len(skill_Q)) < true_S[skill_Q]
+        subject_S = np.arange(len(size_S)) % 3 if macro else np.zeros(len(size_S), np.int64)
+        subject_Q = [str(subject) for subject in subject_S[skill_Q]]
+        truth = np.mean(
+            [
+                np.average(true_S[subject_S == j], weights=size_S[subject_S == j])
+                for j in np.unique(subject_S)
+            ]
+        )
+        names = [str(skill) for skill in skill_Q]
+        found = these_skills_interval(right_Q, names, 500, trial, subject_Q if macro else None)
+        held += found.low <= truth <= found.high
+    return held / trials
+
+
+def coverage_of_skills_like_these(skills: int, questions: int, trials: int) -> float:
+    """Each trial: other skills whose accuracies come from the same distribution."""
+    rng = np.random.default_rng(1)
+    held = 0
+    names = [str(skill) for skill in np.repeat(np.arange(skills), questions)]
+    for _ in range(trials):
+        true_Q = np.repeat(rng.beta(2, 2, skills), questions)
+        found = skills_like_these_interval(rng.random(len(true_Q)) < true_Q, names)
+        assert found
+        held += found.low <= 0.5 <= found.high
+    return held / trials
+
+
+def coverage_of_a_difference(skills: int, questions: int, trials: int) -> float:
+    rng = np.random.default_rng(2)
+    held = 0
+    names = [str(skill) for skill in np.repeat(np.arange(skills), questions)]
+    for _ in range(trials):
+        a_Q, b_Q = (np.repeat(rng.beta(a, 2, skills), questions) for a in (3, 2))
+        right_a_Q, right_b_Q = rng.random(len(a_Q)) < a_Q, rng.random(len(b_Q)) < b_Q
+        interval = paired_difference(right_a_Q, right_b_Q, names).interval
+        assert interval
+        held += interval.low <= 0.6 - 0.5 <= interval.high
+    return held / trials
+
+
+def coverage_of_wilson(total: int, trials: int) -> float:
+    rng = np.random.default_rng(3)
+    true_T = rng.random(trials)
+    found = [wilson(rng.binomial(total, true), total) for true in true_T]
+    held = [f.low <= true <= f.high for f, true in zip(found, true_T, strict=True)]
+    return float(np.mean(held))
+
+
+@pytest.mark.parametrize("draw", [REALSET, QUICKSTART, FEW_QUESTIONS, TINY])
+def test_these_skills_hold_the_truth_about_19_times_in_20(draw: Draw) -> None:
+    assert coverage_of_these_skills(draw, 300) == pytest.approx(0.95, abs=0.04)
+
+
+def test_the_other_intervals_hold_the_truth_about_19_times_in_20() -> None:
+    assert coverage_of_skills_like_these(10, 8, 300) == pytest.approx(0.95, abs=0.04)
+    assert coverage_of_a_difference(20, 8, 300) == pytest.approx(0.95, abs=0.04)
+    assert coverage_of_wilson(30, 1000) == pytest.approx(0.95, abs=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("macro", [False, True])
+@pytest.mark.parametrize("draw", [REALSET, QUICKSTART, FEW_QUESTIONS, TINY])
+def test_these_skills_hold_the_truth_in_95_of_100(draw: Draw, macro: bool) -> None:
+    assert coverage_of_these_skills(draw, 3000, macro) == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("skills", "questions"), [(10, 5), (16, 100), (45, 12), (448, 40)])
+def test_skills_like_these_and_differences_hold_the_truth_in_95_of_100(
+    skills: int, questions: int
+) -> None:
+    trials = 3000 if skills < 100 else 1000
+    found = coverage_of_skills_like_these(skills, questions, trials)
+    assert found == pytest.approx(0.95, abs=0.02)
+    assert coverage_of_a_difference(skills, questions, trials) == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("total", [5, 30, 300])
+def test_wilson_holds_the_truth_in_95_of_100(total: int) -> None:
+    assert coverage_of_wilson(total, 20_000) == pytest.approx(0.95, abs=0.02)
