@@ -108,14 +108,14 @@ def _summary(answers: Answers) -> list[str]:
     best = max(answers.models, key=lambda model: analyses.macro(questions, model.right_Q))
     skill_Q, subject_Q = questions.skill.number_Q.tolist(), questions.subject.number_Q.tolist()
     interval = skills_like_these_interval(best.right_Q, skill_Q, subject_Q)
-    sure = "" if interval is None else f", on skills like these {page.between(interval)} %"
+    sure = "" if interval is None else f", on skills like these {page.between(interval)}\u00a0%"
     what = "model" if len(answers.models) == 1 else "models"
     return [
         f"{len(answers.models)} {what}, {len(questions):,} questions of "
         f"{len(questions.skill.names):,} skills in {len(questions.subject.names)} subjects. "
         f"{best.name} reaches a macro accuracy of "
-        f"{page.percent(analyses.macro(questions, best.right_Q))} %{sure}; chance is "
-        f"{page.percent(analyses.macro(questions, questions.chance_Q))} %."
+        f"{page.percent(analyses.macro(questions, best.right_Q))}\u00a0%{sure}; chance is "
+        f"{page.percent(analyses.macro(questions, questions.chance_Q))}\u00a0%."
     ]
 
 

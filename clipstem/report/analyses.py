@@ -31,12 +31,6 @@ from clipstem.statistics import skills_like_these_interval, these_skills_interva
 
 Floats = NDArray[np.float64]
 
-PUBLISHED_NOTE = (
-    f"Published ({published.SOURCE}) on STEM's test split: other questions than this report's, "
-    "unless it says test above."
-)
-
-
 # ---------------------------------------------------------------------------- headline
 
 
@@ -120,12 +114,18 @@ def published_results() -> Section:
     return Section(
         "Published results",
         (
-            Table("Published accuracy, %", columns, rows, notes=(PUBLISHED_NOTE,)),
+            Table("Published accuracy, %", columns, rows, notes=(published.NOTE,)),
             Table(
                 "Published exam scores, average",
                 ("taken by", "score"),
                 exam,
                 notes=("Read off a figure, about ±0.2; the exam's rule was not published.",),
+            ),
+            Table(
+                "Published accuracy of some skills, %",
+                ("skill", "chance", "zero-shot", "fine-tuned"),
+                [(name, *map(str, values)) for name, values in published.SKILLS.items()],
+                notes=("Read off a figure, about ±0.5.",),
             ),
         ),
     )
@@ -185,17 +185,18 @@ def _group(answers: Answers, labels: Labels, what: str) -> tuple[Table, Chart]:
         )
         for number, name in enumerate(labels.names)
     ]
-    caption = f"Accuracy by {what}, %"
-    note = "Wilson's 95 % interval of each group's questions."
-    table = Table(caption, (what, "questions", "chance", *estimates), rows, notes=(note,))
+    caption = f"Accuracy by {what}, %, with Wilson's 95 % interval of the group's questions"
+    table = Table(caption, (what, "questions", "chance", *estimates), rows)
     svg = charts.rows(
         labels.names,
         estimates,
         "accuracy, %",
-        alt := f"{caption}: the numbers of the table above, drawn with their intervals.",
+        alt := f"{caption}: the table above, drawn.",
         reference=("chance", [100 * chance for chance in chance_G]),
     )
-    return table, Chart(f"accuracy-by-{what.replace(' ', '-')}", f"{caption}.", alt, svg)
+    return table, Chart(
+        f"accuracy-by-{what.replace(' ', '-')}", f"Accuracy by {what}; ticks are chance.", alt, svg
+    )
 
 
 def _estimates(right_Q: NDArray[np.bool_], labels: Labels) -> list[Estimate]:
@@ -340,7 +341,7 @@ def by_size(answers: Answers) -> Section:
     caption = "Macro accuracy by model size"
     alt = f"{caption}: the table above, parameters on a logarithmic axis."
     svg = charts.scatter(points, "parameters", "macro accuracy, %", alt, True, names)
-    notes = (f"Published parameters: {published.FIGURE}. {PUBLISHED_NOTE}",)
+    notes = (f"Published parameters are read off a figure. {published.NOTE}",)
     return Section(
         title,
         (
@@ -365,7 +366,7 @@ def calibration(answers: Answers, bins: int) -> Section:
         for b, centre in enumerate(published.RELIABILITY_CENTRES)
     ]
     caption = "Published reliability: accuracy in each bin of confidence, %"
-    notes = (f"{published.FIGURE.capitalize()}. {PUBLISHED_NOTE}",)
+    notes = (f"Read off a figure, about ±0.5. {published.NOTE}",)
     beside = Table(caption, ("bin's centre", *published.RELIABILITY), rows, notes=notes)
     return Section("Calibration", (*parts, beside))
 
@@ -447,7 +448,7 @@ def people(answers: Answers) -> Section:
         rows.append((model.name, percent(reached), signed_percent(behind)))
     notes = (
         f"People answered {published.PEOPLE_QUESTIONS} sampled questions of STEM; the interval is "
-        f"Wilson's. {PUBLISHED_NOTE}",
+        f"Wilson's. {published.NOTE}",
     )
     columns = ("answered by", "accuracy, %", "difference, points")
     return Section("People", (Table("Accuracy beside people's", columns, rows, notes=notes),))

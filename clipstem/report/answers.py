@@ -19,13 +19,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clipstem import prediction
-from clipstem.prediction import Predictions
+from clipstem.prediction import COLUMNS
 from clipstem.question import ClipstemError
+from clipstem.report.published import SUBJECTS
 
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 NO_NAME = "(no name)"
+YOUNGEST = ("pre-k", "prek", "kindergarten")  # STEM's grades that no number puts in order
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,16 @@ class Labels:
     number_Q: Ints
 
     @classmethod
-    def of(cls, words: Sequence[str] | pa.Array) -> Labels:
-        """Words, of which an empty one is shown as `NO_NAME`."""
+    def of(cls, words: Sequence[str] | pa.Array, first: Sequence[str] = ()) -> Labels:
+        """Words, those of `first` before others; an empty one is shown as `NO_NAME`."""
         coded = pa.array(words, pa.string()).dictionary_encode()
         found = [name or NO_NAME for name in coded.dictionary.to_pylist()]
-        order = sorted(range(len(found)), key=lambda number: natural(found[number]))
+
+        def key(number: int) -> Any:
+            name = found[number]
+            return first.index(name) if name in first else len(first), natural(name)
+
+        order = sorted(range(len(found)), key=key)
         rank = np.empty(len(order), np.int64)
         rank[order] = np.arange(len(order))
         codes = coded.indices.to_numpy(zero_copy_only=False)
@@ -73,7 +80,6 @@ class Questions:
     kind: Labels
     num_options_Q: Ints
     words_Q: Ints
-    row_Q: Ints
     answer_Q: Ints
 
     def __len__(self) -> int:
@@ -172,40 +178,49 @@ class _File:
 
     path: Path
     sha256: str
-    found: Predictions
-    id: pa.Array
+    columns: dict[str, pa.Array]  # lists of Python objects would take eight times the memory
+    probs_QK: NDArray[np.float64]
+    logits_QK: NDArray[np.float32]
+    provenance: dict[str, Any]
 
     @classmethod
     def read(cls, path: Path) -> _File:
         found = prediction.read(path)
-        ids = pa.array(found.columns["id"], pa.string())
         if not (found.answer_Q >= 0).any():
             raise ClipstemError(
                 f"{path}: none of its {len(found):,} questions has a known answer (STEM's test "
                 "withholds them), so there is nothing to report; give predictions for valid"
             )
         with path.open("rb") as file:
-            return cls(path, hashlib.file_digest(file, "sha256").hexdigest(), found, ids)
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        columns = {name: pa.array(values, COLUMNS[name]) for name, values in found.columns.items()}
+        return cls(path, sha256, columns, found.probs_QK, found.logits_QK, found.provenance)
+
+    def __len__(self) -> int:
+        return len(self.probs_QK)
 
     @property
     def perturbation(self) -> dict[str, Any] | None:
-        perturbation: dict[str, Any] | None = self.found.provenance.get("perturbation")
+        perturbation: dict[str, Any] | None = self.provenance.get("perturbation")
         return perturbation
 
+    def numbers(self, name: str) -> Ints:
+        return np.asarray(self.columns[name].to_numpy(zero_copy_only=False), np.int64)
+
     def known_ids(self) -> pa.Array:
-        return self.id.filter(pa.array(self.found.answer_Q >= 0))
+        return self.columns["id"].filter(pc.greater_equal(self.columns["answer"], 0))
 
     def at(self, ids: pa.Array) -> Ints:
         """The place of each id in this file, −1 where it is not there."""
-        places = pc.fill_null(pc.index_in(ids, self.id), -1)
+        places = pc.fill_null(pc.index_in(ids, self.columns["id"]), -1)
         return places.to_numpy(zero_copy_only=False).astype(np.int64)
 
     def left_out(self) -> list[str]:
         """What cannot be judged in this file."""
         lines = []
-        if unknown := int((self.found.answer_Q < 0).sum()):
+        if unknown := int((self.numbers("answer") < 0).sum()):
             lines.append(f"{self.path}: {unknown:,} questions without a known answer.")
-        if skipped := self.found.provenance.get("without_picture"):
+        if skipped := self.provenance.get("without_picture"):
             lines.append(f"{self.path}: {skipped:,} questions have no picture and were not scored.")
         return lines
 
@@ -234,13 +249,13 @@ COMPARED = ("subject", "skill", "num_options", "answer")
 def _refuse_other_questions(file: _File, place_Q: Ints, first: _File, first_Q: Ints) -> None:
     """The same id must mean the same question in both files."""
     for name in COMPARED:
-        ours = pa.array(file.found.columns[name]).take(pa.array(place_Q))
-        theirs = pa.array(first.found.columns[name]).take(pa.array(first_Q))
+        ours = file.columns[name].take(pa.array(place_Q))
+        theirs = first.columns[name].take(pa.array(first_Q))
         different = np.flatnonzero(~pc.equal(ours, theirs).to_numpy(zero_copy_only=False))
         if len(different):
             place = int(different[0])
             raise ClipstemError(
-                f"{file.path}: question '{file.id[int(place_Q[place])]}' has {name} "
+                f"{file.path}: question '{file.columns['id'][int(place_Q[place])]}' has {name} "
                 f"{ours[place]}, but {theirs[place]} in {first.path} ({len(different):,} such "
                 "questions); these are predictions for different data and cannot be compared"
             )
@@ -248,22 +263,17 @@ def _refuse_other_questions(file: _File, place_Q: Ints, first: _File, first_Q: I
 
 def _questions(file: _File, place_Q: Ints, ids: pa.Array) -> Questions:
     def column(name: str) -> pa.Array:
-        return pa.array(file.found.columns[name]).take(pa.array(place_Q))
+        return file.columns[name].take(pa.array(place_Q))
 
-    def numbers(name: str) -> Ints:
-        return np.asarray(column(name).to_numpy(zero_copy_only=False), np.int64)
-
-    skill = pc.binary_join_element_wise(column("subject"), column("skill"), "/")
     return Questions(
         id=ids,
-        subject=Labels.of(column("subject")),
-        grade=Labels.of(column("grade")),
-        skill=Labels.of(skill),
+        subject=Labels.of(column("subject"), SUBJECTS),
+        grade=Labels.of(column("grade"), YOUNGEST),
+        skill=Labels.of(pc.binary_join_element_wise(column("subject"), column("skill"), "/")),
         kind=Labels.of(column("kind")),
-        num_options_Q=numbers("num_options"),
-        words_Q=numbers("question_words"),
-        row_Q=numbers("row"),
-        answer_Q=numbers("answer"),
+        num_options_Q=file.numbers("num_options")[place_Q],
+        words_Q=file.numbers("question_words")[place_Q],
+        answer_Q=file.numbers("answer")[place_Q],
     )
 
 
@@ -272,11 +282,11 @@ def _model(file: _File, place_Q: Ints, name: str, answer_Q: Ints) -> Model:
         name=name,
         path=file.path,
         sha256=file.sha256,
-        provenance=file.found.provenance,
-        rows=len(file.found),
-        probs_QK=file.found.probs_QK[place_Q],
-        logits_QK=file.found.logits_QK[place_Q],
-        truncated_Q=np.asarray(file.found.columns["truncated_tokens"], np.int64)[place_Q],
+        provenance=file.provenance,
+        rows=len(file),
+        probs_QK=file.probs_QK[place_Q],
+        logits_QK=file.logits_QK[place_Q],
+        truncated_Q=file.numbers("truncated_tokens")[place_Q],
         answer_Q=answer_Q,
     )
 
@@ -291,7 +301,7 @@ def _names(files: Sequence[_File], given: Sequence[str]) -> list[str]:
             )
         return list(given)
     paths = [str(file.path.with_suffix("")) for file in files]
-    facts = [file.found.provenance for file in files]
+    facts = [file.provenance for file in files]
     runs = [Path(fact["run"]).name if fact.get("run") else fact.get("model") for fact in facts]
     for names in (runs, [Path(path).name for path in paths], paths):
         if all(names) and len(set(names)) == len(names):
@@ -311,7 +321,7 @@ def _add_variant(
     assert file.perturbation is not None
 
     def weights(candidate: _File) -> Any:
-        return candidate.found.provenance.get("weights_sha256")
+        return candidate.provenance.get("weights_sha256")
 
     same = [number for number, other in enumerate(plain) if weights(other) == weights(file)]
     if len(same) != 1:
@@ -329,7 +339,7 @@ def _add_variant(
     first = plain[same[0]]
     _refuse_other_questions(file, place_Q[here], first, first.at(questions.id.take(here)))
     right_Q = np.zeros(len(questions), bool)
-    right_Q[here] = file.found.choice_Q[place_Q[here]] == questions.answer_Q[here]
+    right_Q[here] = file.probs_QK[place_Q[here]].argmax(axis=1) == questions.answer_Q[here]
     model = models[same[0]]
     variant = Variant(
         **{key: file.perturbation.get(key) for key in ("name", "strength", "seed")},  # type: ignore[arg-type]

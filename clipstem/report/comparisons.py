@@ -168,7 +168,7 @@ def sight(answers: Answers) -> Section:
         title,
         (
             "A model that looks loses what the picture is worth; one that does not, loses nothing. "
-            f"Chance is {percent(answers.questions.chance_Q.mean())} %.",
+            f"Chance is {percent(answers.questions.chance_Q.mean())}\u00a0%.",
             table,
         ),
     )

@@ -1,15 +1,17 @@
 """What the paper published, each fact once: STEM's `test` split, not the questions of a report.
 
 Source: "Measuring Vision-Language STEM Skills of Neural Models" (ICLR 2024, arXiv 2402.17205).
-`FIGURE` marks what was read off a plot. Per cent, as printed.
+What was read off a plot is marked so. Per cent, as printed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-SOURCE = "arXiv 2402.17205, ICLR 2024"
-FIGURE = "read off a figure, about ±0.5"
+NOTE = (
+    "Published (arXiv 2402.17205, ICLR 2024), on STEM's test split: other questions than this "
+    "report's."
+)
 SUBJECTS = ("science", "technology", "engineering", "math")
 
 
@@ -61,7 +63,7 @@ RELIABILITY = {
     "zero-shot": (23.8, 27.2, 37.8, 47.2, 47.6, 50.0, 55.7, 75.8),
     "fine-tuned": (26.1, 33.7, 47.7, 54.1, 62.2, 72.0, 80.0, 98.9),
 }
-"""Accuracy in bins of confidence around the centres; `FIGURE`."""
+"""Accuracy in bins of confidence around the centres; read off a figure, about ±0.5."""
 
 SKILLS = {
     "circles": (37, 98, 100),
@@ -73,4 +75,4 @@ SKILLS = {
     "match-clocks": (42, 76, 89),
     "safety-equipment": (25, 100, 99),
 }
-"""Chance, zero-shot and fine-tuned accuracy of the skills that the paper shows; `FIGURE`."""
+"""Chance, zero-shot and fine-tuned accuracy of the skills that the paper shows; read off a figure, about ±0.5."""
