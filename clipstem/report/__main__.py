@@ -10,9 +10,10 @@ import numpy as np
 
 from clipstem.atomic import new_folder
 from clipstem.config import ReportConfig, verb
-from clipstem.report import analyses, comparisons, page
+from clipstem.report import analyses, comparisons, page, sittings
 from clipstem.report.answers import Answers, Model, gather
 from clipstem.report.page import NOTHING, Chapter, Gallery, Part, Report, Section, Table
+from clipstem.report.sittings import Exams
 from clipstem.run import environment
 from clipstem.statistics import skills_like_these_interval
 
@@ -41,39 +42,45 @@ def write_report(config: ReportConfig) -> Path:
 def build(config: ReportConfig, made: Mapping[str, Any]) -> Report:
     """The report; `made` says by which command and versions."""
     answers = gather([Path(path) for path in config.predictions], config.names)
+    exams = sittings.sit(answers, config.exam)
     return Report(
         title="How well the questions were answered",
         summary=_summary(answers),
         chapters=(
-            Chapter("Headline", headline(answers, config)),
-            Chapter("Analyses", breakdown(answers, config)),
+            Chapter("Headline", headline(answers, exams, config)),
+            Chapter("Analyses", breakdown(answers, exams, config)),
             Chapter("Comparisons", compared(answers, config)),
             Chapter("How this was made", how(answers, config, made)),
         ),
     )
 
 
-def headline(answers: Answers, config: ReportConfig) -> tuple[Section, ...]:
+def headline(answers: Answers, exams: Exams, config: ReportConfig) -> tuple[Section, ...]:
     return (
         _what_was_read(answers),
         analyses.accuracy(answers, config.repeats, config.seed),
+        sittings.headline(exams, config.exam),
         analyses.probability_quality(answers, config.bins),
         analyses.published_results(),
     )
 
 
-def breakdown(answers: Answers, config: ReportConfig) -> tuple[Section, ...]:
+def breakdown(answers: Answers, exams: Exams, config: ReportConfig) -> tuple[Section, ...]:
     return (
         analyses.by_subject(answers),
         analyses.by_grade(answers),
+        sittings.by_group(answers, exams),
         analyses.by_length(answers),
         analyses.by_kind(answers),
         analyses.by_options(answers),
         analyses.by_training_questions(answers),
         analyses.by_size(answers),
         analyses.calibration(answers, config.bins),
+        sittings.correlation(exams),
         analyses.people(answers),
-        analyses.every_skill(answers),
+        analyses.every_skill(
+            answers, {name: sittings.of_skills(answers, one) for name, one in exams.items()}
+        ),
     )
 
 
@@ -127,7 +134,9 @@ def _what_was_read(answers: Answers) -> Section:
             str(model.provenance.get("split") or NOTHING),
             page.count(model.rows),
             page.count(len(answers.questions)),
-            page.count(int((model.truncated_Q > 0).sum())),
+            NOTHING
+            if (model.truncated_Q < 0).any()
+            else page.count(int((model.truncated_Q > 0).sum())),
         )
         for model in answers.models
     ]

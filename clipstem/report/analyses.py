@@ -6,6 +6,7 @@ Pure functions of `Answers`. Q questions, S skills, K most options.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -153,8 +154,8 @@ def by_options(answers: Answers) -> Section:
     return Section("By number of options", _group(answers, labels, "number of options"))
 
 
-WORD_EDGES = (6, 11, 16, 21, 31, 51)
-TRAINING_EDGES = (1, 101, 301, 1001, 3001)
+WORD_EDGES = (0, 6, 11, 16, 21, 31, 51)
+TRAINING_EDGES = (0, 1, 101, 301, 1001, 3001)
 
 
 def by_length(answers: Answers) -> Section:
@@ -163,10 +164,12 @@ def by_length(answers: Answers) -> Section:
 
 
 def binned(value_Q: NDArray[np.int64], edges: Sequence[int], unit: str) -> Labels:
-    """Whole numbers by range: below the first edge, between edges, from the last on."""
-    ends = [f"to {edges[0] - 1}"]
-    ends += [f"{low} to {high - 1}" for low, high in zip(edges, edges[1:], strict=False)]
-    names = tuple(f"{name} {unit}" for name in (*ends, f"{edges[-1]} or more"))
+    """Whole numbers by range: between edges, and from the last on; below the first is unknown."""
+    ends = [
+        f"{low:,} to {high - 1:,} {unit}" if high - low > 1 else f"{low:,} {unit}"
+        for low, high in pairwise(edges)
+    ]
+    names = ("unknown", *ends, f"{edges[-1]:,} or more {unit}")
     number_Q = np.searchsorted(edges, value_Q, "right")
     used = np.unique(number_Q)
     return Labels(tuple(names[number] for number in used), np.searchsorted(used, number_Q))
@@ -215,8 +218,8 @@ def _with_interval(estimate: Estimate) -> str:
 # ---------------------------------------------------------------------------- by skill
 
 
-def every_skill(answers: Answers) -> Section:
-    """All skills, the whole list."""
+def every_skill(answers: Answers, scores: Mapping[str, Sequence[float]]) -> Section:
+    """All skills, the whole list; `scores` are the exam's, of each model in the skills' order."""
     questions = answers.questions
     skill = questions.skill
     first_S = np.unique(skill.number_Q, return_index=True)[1]
@@ -225,20 +228,27 @@ def every_skill(answers: Answers) -> Section:
     grades_S = _grades_of_skills(questions)
     rows = [
         (
-            name.split("/", 1)[1],
+            questions.slug_S[number],
             questions.subject.names[questions.subject.number_Q[first_S[number]]],
             grades_S[number],
             count(int(skill.counts[number])),
             percent(chance_S[number]),
             *(percent(of_model[number]) for of_model in means),
+            *(decimal(of_model[number], 1) for of_model in scores.values()),
         )
-        for number, name in enumerate(skill.names)
+        for number in range(len(skill.names))
     ]
-    columns = ("skill", "subject", "grade", "questions", "chance", *(m.name for m in answers.models))
-    return Section(
-        "Every skill",
-        (Table(f"Accuracy of all {len(rows):,} skills, %", columns, rows, words=3, sortable=True),),
+    columns = (
+        "skill",
+        "subject",
+        "grade",
+        "questions",
+        "chance",
+        *(model.name for model in answers.models),
+        *(f"{name}, score" for name in scores),
     )
+    caption = f"Accuracy, %, and mean exam score of all {len(rows):,} skills"
+    return Section("Every skill", (Table(caption, columns, rows, words=3, sortable=True),))
 
 
 def _grades_of_skills(questions: Questions) -> list[str]:
@@ -262,7 +272,7 @@ def by_training_questions(answers: Answers) -> Section:
     skill = answers.questions.skill
     rows, points, lines = [], {}, []
     for model in trained:
-        seen_S = _training_questions(model, skill)
+        seen_S = _training_questions(model, answers.questions.slug_S)
         labels = binned(seen_S[skill.number_Q], TRAINING_EDGES, "questions")
         estimates = _estimates(model.right_Q, labels)
         rows += [
@@ -289,9 +299,9 @@ def by_training_questions(answers: Answers) -> Section:
     )
 
 
-def _training_questions(model: Model, skill: Labels) -> NDArray[np.int64]:
+def _training_questions(model: Model, slug_S: Sequence[str]) -> NDArray[np.int64]:
     known: Mapping[str, int] = model.provenance["train_questions_of_skill"]
-    return np.array([known.get(name.split("/", 1)[1], 0) for name in skill.names], np.int64)
+    return np.array([known.get(slug, 0) for slug in slug_S], np.int64)
 
 
 def correlation_in_words(x: NDArray[np.generic], y: NDArray[np.generic], kind: str) -> str:

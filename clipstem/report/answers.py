@@ -77,6 +77,7 @@ class Questions:
     subject: Labels
     grade: Labels
     skill: Labels  # "subject/skill": two subjects may use one name
+    slug_S: tuple[str, ...]  # that name alone
     kind: Labels
     num_options_Q: Ints
     words_Q: Ints
@@ -265,11 +266,14 @@ def _questions(file: _File, place_Q: Ints, ids: pa.Array) -> Questions:
     def column(name: str) -> pa.Array:
         return file.columns[name].take(pa.array(place_Q))
 
+    skill = Labels.of(pc.binary_join_element_wise(column("subject"), column("skill"), "/"))
+    first_S = np.unique(skill.number_Q, return_index=True)[1]
     return Questions(
         id=ids,
         subject=Labels.of(column("subject"), SUBJECTS),
         grade=Labels.of(column("grade"), YOUNGEST),
-        skill=Labels.of(pc.binary_join_element_wise(column("subject"), column("skill"), "/")),
+        skill=skill,
+        slug_S=tuple(column("skill").take(pa.array(first_S)).to_pylist()),
         kind=Labels.of(column("kind")),
         num_options_Q=file.numbers("num_options")[place_Q],
         words_Q=file.numbers("question_words")[place_Q],
