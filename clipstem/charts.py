@@ -60,7 +60,7 @@ STYLE = (
 
 _STAND_IN = {role: f"#fe00{number:02x}" for number, role in enumerate(THEME)}
 
-_RC: dict[str, Any] = {
+_RC: Any = {  # matplotlib names every key in its type, another set in each version
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,
@@ -130,7 +130,11 @@ def scatter(
         axes.plot(x, y, label=name, **{**style, "linestyle": "none"}, alpha=0.75)
         for where in zip(x, y, (point_labels or {}).get(name, ()), strict=False):
             axes.annotate(
-                where[2], where[:2], (4, 3), textcoords="offset points", fontsize=7.5,
+                where[2],
+                where[:2],
+                (4, 3),
+                textcoords="offset points",
+                fontsize=7.5,
                 color=_STAND_IN["muted"],
             )
     return _svg(figure, axes, x_label, y_label, alt)
@@ -166,8 +170,14 @@ def rows(
     if reference is not None:
         label, values = reference
         axes.plot(
-            values, places, marker="|", linestyle="none", markersize=9, markeredgewidth=1.6,
-            color=_STAND_IN["muted"], label=label,
+            values,
+            places,
+            marker="|",
+            linestyle="none",
+            markersize=9,
+            markeredgewidth=1.6,
+            color=_STAND_IN["muted"],
+            label=label,
         )
     axes.set_yticks(places, names)
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -206,7 +216,9 @@ def _svg(figure: Figure, axes: Axes, x_label: str, y_label: str, alt: str) -> st
             order = sorted(range(len(labels)), key=lambda i: not isinstance(handles[i], Container))
             shown = [handles[i] for i in order], [labels[i] for i in order]
             figure.legend(*shown, loc="outside upper left", ncols=min(len(labels), 4))
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+        FigureCanvasSVG(figure).print_svg(  # type: ignore[no-untyped-call]
+            buffer, metadata={"Date": None, "Creator": None}
+        )
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # ids of groups are the same in every chart
@@ -216,6 +228,6 @@ def _svg(figure: Figure, axes: Axes, x_label: str, y_label: str, alt: str) -> st
     )
     for role, colour in _STAND_IN.items():
         text = text.replace(colour, f"var(--{role})")
-    head = f"<svg role=\"img\" aria-label={quoteattr(alt)}"
+    head = f'<svg role="img" aria-label={quoteattr(alt)}'
     text = text.replace("<svg", head, 1)
     return text.replace(">", f"><style>{STYLE}</style>", 1)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from clipstem.atomic import new_folder
 from clipstem.config import ReportConfig, verb
 from clipstem.report import analyses, comparisons, page, sittings
 from clipstem.report.answers import Answers, Model, gather
-from clipstem.report.page import NOTHING, Chapter, Gallery, Part, Report, Section, Table
+from clipstem.report.page import NOTHING, Chapter, Command, Part, Report, Section, Table
 from clipstem.report.sittings import Exams
 from clipstem.run import environment
 from clipstem.statistics import skills_like_these_interval
@@ -152,22 +151,32 @@ def _what_was_read(answers: Answers) -> Section:
 
 def how(answers: Answers, config: ReportConfig, made: Mapping[str, Any]) -> tuple[Section, ...]:
     """Command, settings, hashes and versions: enough to make it again."""
-    settings = [(name, str(value)) for name, value in vars(config).items()]
     versions = [("python", made["python"]), *made["versions"].items()]
-    read = [(str(one.path), one.sha256) for m in answers.models for one in (m, *m.variants)]
-    commit = made["commit"] or "not from a checkout"
+    versions.append(("clipstem's commit", made["commit"] or "not from a checkout"))
+    read = [(str(model.path), model.sha256) for model in answers.models]
+    read += [(str(v.path), v.sha256) for model in answers.models for v in model.variants]
     return (
         Section(
             "The command",
             (
-                f"{made['command']}",
-                Table("Settings", ("setting", "value"), settings, words=2),
+                Command(made["command"]),
+                Table("Settings", ("setting", "value"), _settings(config), words=2),
                 Table("Files read", ("file", "sha256"), read, words=2),
-                Table("Versions", ("package", "version"), versions, words=2, notes=(f"Commit: {commit}.",)),
+                Table("Versions", ("what", "version"), versions, words=2),
             ),
         ),
         Section("Where the predictions come from", (_provenance(answers.models),)),
     )
+
+
+def _settings(config: object, prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for name, value in vars(config).items():
+        if is_dataclass(value):
+            rows += _settings(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, str(getattr(value, "value", value))))
+    return rows
 
 
 def _provenance(models: tuple[Model, ...]) -> Table:

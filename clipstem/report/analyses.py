@@ -6,8 +6,9 @@ Pure functions of `Answers`. Q questions, S skills, K most options.
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,42 +37,33 @@ Floats = NDArray[np.float64]
 
 
 def accuracy(answers: Answers, repeats: int, seed: int) -> Section:
-    """Micro and macro accuracy with both intervals, and chance."""
+    """Macro and micro accuracy with both intervals, and chance."""
     questions = answers.questions
     skill_Q, subject_Q = questions.skill.number_Q.tolist(), questions.subject.number_Q.tolist()
-    rows = [("chance", percent(questions.chance_Q.mean()), NOTHING, NOTHING)]
-    macro_rows = [("chance", percent(macro(questions, questions.chance_Q)), NOTHING, NOTHING)]
-    for model in answers.models:
-        right_Q = model.right_Q
-        rows.append(
-            (
-                model.name,
-                percent(right_Q.mean()),
-                between(these_skills_interval(right_Q, skill_Q, repeats, seed)),
-                between(skills_like_these_interval(right_Q, skill_Q)),
-            )
-        )
-        macro_rows.append(
-            (
-                model.name,
-                percent(macro(questions, right_Q)),
-                between(these_skills_interval(right_Q, skill_Q, repeats, seed, subject_Q)),
-                between(skills_like_these_interval(right_Q, skill_Q, subject_Q)),
-            )
-        )
-    columns = ("model", "accuracy, %", "these skills", "skills like these")
-    notes = (
-        "Both intervals are 95 %. These skills: other questions of the same skills (bootstrap of "
-        f"the questions within each skill, {count(repeats)} repeats). Skills like these: other "
-        "skills of the same sort (cluster-robust, Student's t); not given below 10 skills.",
-    )
-    return Section(
-        "Accuracy",
+    rows = [
         (
-            Table("Macro: the unweighted mean of the subjects, the paper's average", columns, macro_rows),
-            Table("Micro: all questions alike", columns, rows, notes=notes),
-        ),
+            model.name,
+            percent(macro(questions, model.right_Q)),
+            between(these_skills_interval(model.right_Q, skill_Q, repeats, seed, subject_Q)),
+            between(skills_like_these_interval(model.right_Q, skill_Q, subject_Q)),
+            percent(model.right_Q.mean()),
+            between(these_skills_interval(model.right_Q, skill_Q, repeats, seed)),
+            between(skills_like_these_interval(model.right_Q, skill_Q)),
+        )
+        for model in answers.models
+    ]
+    chance = (percent(macro(questions, questions.chance_Q)), percent(questions.chance_Q.mean()))
+    rows.append(("chance", chance[0], NOTHING, NOTHING, chance[1], NOTHING, NOTHING))
+    intervals = ("these skills", "skills like these")
+    notes = (
+        "Macro: the unweighted mean of the subjects' accuracies, the paper's average. Micro: all "
+        "questions alike. Intervals are 95 %. These skills: other questions of the same skills "
+        f"(bootstrap of the questions within each skill, {count(repeats)} repeats). Skills like "
+        "these: other skills of the same sort (cluster-robust, Student's t); not given below 10 "
+        "skills.",
     )
+    columns = ("model", "macro, %", *intervals, "micro, %", *intervals)
+    return Section("Accuracy", (Table("Accuracy", columns, rows, notes=notes),))
 
 
 def macro(questions: Questions, value_Q: NDArray[np.generic]) -> float:
@@ -101,7 +93,9 @@ def probability_quality(answers: Answers, bins: int) -> Section:
         "width. All after the temperature.",
     )
     columns = ("model", "likelihood, nats", "Brier", "calibration error, %", "temperature")
-    return Section("Probabilities", (Table("How good the probabilities are", columns, rows, notes=notes),))
+    return Section(
+        "Probabilities", (Table("How good the probabilities are", columns, rows, notes=notes),)
+    )
 
 
 def published_results() -> Section:
@@ -283,12 +277,14 @@ def by_training_questions(answers: Answers) -> Section:
         points[model.name] = (seen_S[seen_S > 0].tolist(), accuracy_S[seen_S > 0].tolist())
         lines.append(
             f"{model.name}: rank correlation of a skill's accuracy with its number of training "
-            f"questions {correlation_in_words(seen_S, accuracy_S, 'spearman')}."
+            f"questions {correlation_in_words(ranks(seen_S), ranks(accuracy_S))}."
         )
     caption = "Accuracy by number of training questions of the skill, %"
     columns = ("model", "trained on", "questions", "accuracy, %")
     alt = f"{caption}: one point for each skill and model."
-    chart = charts.scatter(points, "training questions of the skill", "accuracy, %", alt, log_x=True)
+    chart = charts.scatter(
+        points, "training questions of the skill", "accuracy, %", alt, log_x=True
+    )
     return Section(
         title,
         (
@@ -304,14 +300,20 @@ def _training_questions(model: Model, slug_S: Sequence[str]) -> NDArray[np.int64
     return np.array([known.get(slug, 0) for slug in slug_S], np.int64)
 
 
-def correlation_in_words(x: NDArray[np.generic], y: NDArray[np.generic], kind: str) -> str:
-    """A coefficient with the number of points it is of; without spread there is none."""
-    from scipy import stats  # seconds, and only a report needs it
-
-    if len(x) < 3 or len(np.unique(x)) < 2 or len(np.unique(y)) < 2:
+def correlation_in_words(x: Floats, y: Floats) -> str:
+    """A coefficient with the number of points that it is of; without spread there is none."""
+    if min(len(np.unique(x)), len(np.unique(y))) < 2:
         return f"{NOTHING} (n = {len(x)})"
-    function = stats.spearmanr if kind == "spearman" else stats.pearsonr
-    return f"{decimal(float(function(x, y).statistic), 2)} (n = {len(x)})"
+    return f"{decimal(float(np.corrcoef(x, y)[0, 1]), 2)} (n = {len(x)})"
+
+
+def ranks(values: NDArray[Any]) -> Floats:
+    """Ranks from 1, equal values sharing the mean of theirs; of these Spearman's coefficient is
+    the correlation."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    mean: Floats = (ends - (counts - 1) / 2)[place]
+    return mean
 
 
 # ---------------------------------------------------------------------------- model size
@@ -381,9 +383,7 @@ def calibration(answers: Answers, bins: int) -> Section:
     return Section("Calibration", (*parts, beside))
 
 
-def _reliability(
-    model: Model, questions: Questions, name: str, bins: int
-) -> tuple[Table, Chart]:
+def _reliability(model: Model, questions: Questions, name: str, bins: int) -> tuple[Table, Chart]:
     both = {
         "before the temperature": metrics.probabilities(model.logits_QK, questions.num_options_Q),
         "after": model.probs_QK,
@@ -404,9 +404,14 @@ def _reliability(
     )
     notes = ("n: choices in the bin; held: their mean probability, %; right: accuracy, %.",)
     alt = f"{caption}. Accuracy over confidence; on the dashed line both agree."
-    series = {when: 100 * one.accuracy_B for when, one in zip(both, found, strict=True)}
+    series = {when: (100 * one.accuracy_B).tolist() for when, one in zip(both, found, strict=True)}
     svg = charts.line(
-        100 * centre_B, series, "probability of the choice, %", "accuracy, %", alt, diagonal=True
+        (100 * centre_B).tolist(),
+        series,
+        "probability of the choice, %",
+        "accuracy, %",
+        alt,
+        diagonal=True,
     )
     return Table(caption, columns, rows, notes=notes), Chart(name, f"{caption}.", alt, svg)
 

@@ -54,7 +54,12 @@ def paired(answers: Answers) -> Section:
         for (a, b), one, p in zip(pairs, found, adjusted, strict=True)
     ]
     columns = (
-        "models", "points", "95 % interval", "only the first right", "only the second right", "p",
+        "models",
+        "points",
+        "95 % interval",
+        "only the first right",
+        "only the second right",
+        "p",
         "p, corrected",
     )
     notes = (
@@ -63,7 +68,9 @@ def paired(answers: Answers) -> Section:
         "corrected over the pairs after Holm.",
     )
     table = Table("Difference in accuracy, question by question", columns, rows, notes=notes)
-    return Section(title, (table, *(_skills_that_differ(answers, model) for model in answers.models[1:])))
+    return Section(
+        title, (table, *(_skills_that_differ(answers, model) for model in answers.models[1:]))
+    )
 
 
 def _skills_that_differ(answers: Answers, model: Model) -> Table:
@@ -73,7 +80,9 @@ def _skills_that_differ(answers: Answers, model: Model) -> Table:
         np.bincount(skill.number_Q, flags_Q, len(skill.names)).astype(np.int64)
         for flags_Q in (model.right_Q & ~baseline.right_Q, baseline.right_Q & ~model.right_Q)
     ]
-    p_S = np.array([mcnemar_exact(a, b) for a, b in zip(*(one.tolist() for one in only_S), strict=True)])
+    p_S = np.array(
+        [mcnemar_exact(a, b) for a, b in zip(*(one.tolist() for one in only_S), strict=True)]
+    )
     adjusted_S = holm(p_S)
     difference_S = (only_S[0] - only_S[1]) / skill.counts
     order = np.lexsort((-np.abs(difference_S), adjusted_S))[:SHOWN_SKILLS]
@@ -94,7 +103,11 @@ def _skills_that_differ(answers: Answers, model: Model) -> Table:
         f"(corrected p below 0.05); the {len(rows)} surest"
     )
     columns = (
-        "skill", "questions", "points", f"only {model.name}", f"only {baseline.name}",
+        "skill",
+        "questions",
+        "points",
+        f"only {model.name}",
+        f"only {baseline.name}",
         "p, corrected",
     )
     return Table(caption, columns, rows)
@@ -119,12 +132,16 @@ def disagreement(answers: Answers) -> Section:
     columns = ("models", "same choice", "both right", "both wrong", "the same mistake")
     right_Q = np.sum([model.right_Q for model in models], axis=0)
     shares = np.bincount(right_Q, minlength=len(models) + 1) / len(right_Q)
-    reached = [(f"{number} of {len(models)}", percent(share)) for number, share in enumerate(shares)]
+    reached = [
+        (f"{number} of {len(models)}", percent(share)) for number, share in enumerate(shares)
+    ]
     return Section(
         title,
         (
             Table("Agreement, % of questions", columns, rows),
-            Table("Questions by how many models are right", ("models right", "questions, %"), reached),
+            Table(
+                "Questions by how many models are right", ("models right", "questions, %"), reached
+            ),
             _disputed_skills(answers),
         ),
     )
@@ -144,7 +161,9 @@ def _disputed_skills(answers: Answers) -> Table:
         for s in np.argsort(-disputed_S, kind="stable")[:SHOWN_SKILLS]
     ]
     columns = ("skill", "questions", "disputed", *(model.name for model in answers.models))
-    return Table("Skills with the largest share of disputed questions; accuracies, %", columns, rows)
+    return Table(
+        "Skills with the largest share of disputed questions; accuracies, %", columns, rows
+    )
 
 
 # ---------------------------------------------------------------------------- changed questions
@@ -216,7 +235,9 @@ def _changes(caption: str, answers: Answers, found: Sequence[tuple[Model, Varian
     rows = []
     for model, variant in found:
         here = variant.answered_Q
-        change = paired_difference(variant.right_Q[here], model.right_Q[here], skill_Q[here].tolist())
+        change = paired_difference(
+            variant.right_Q[here], model.right_Q[here], skill_Q[here].tolist()
+        )
         rows.append(
             (
                 model.name,
@@ -230,7 +251,14 @@ def _changes(caption: str, answers: Answers, found: Sequence[tuple[Model, Varian
             )
         )
     columns = (
-        "model", "change", "questions", "unchanged", "changed", "points", "95 % interval", "p",
+        "model",
+        "change",
+        "questions",
+        "unchanged",
+        "changed",
+        "points",
+        "95 % interval",
+        "p",
     )
     notes = ("Interval and p as in the paired comparison above.",)
     return Table(caption, columns, rows, words=2, notes=notes)
@@ -258,7 +286,9 @@ def positions(answers: Answers) -> Table:
     return Table("How often each position is right and is chosen, %", columns, rows)
 
 
-def lengths(answers: Answers, number_N: NDArray[np.int64], questions_N: Sequence[Question]) -> Table:
+def lengths(
+    answers: Answers, number_N: NDArray[np.int64], questions_N: Sequence[Question]
+) -> Table:
     """The same for the longest and the shortest option, on N questions with text options."""
     rows = []
     for what, pick in (("longest", max), ("shortest", min)):
@@ -283,4 +313,9 @@ def lengths(answers: Answers, number_N: NDArray[np.int64], questions_N: Sequence
         f"Of {count(len(questions_N))} questions drawn from those with text options, those whose "
         "longest (shortest) option is one alone, by characters.",
     )
-    return Table("How often the longest and the shortest option is right and chosen, %", columns, rows, notes=notes)
+    return Table(
+        "How often the longest and the shortest option is right and chosen, %",
+        columns,
+        rows,
+        notes=notes,
+    )

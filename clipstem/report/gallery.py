@@ -67,7 +67,9 @@ def find(location: str, answers: Answers) -> Texts:
 def with_text_options(answers: Answers, texts: Texts, seed: int) -> NDArray[np.int64]:
     """Numbers of at most `LENGTHS_FROM` questions whose options are texts, drawn at random."""
     kinds = answers.questions.kind
-    textual = [kinds.names[n] in (Kind.TEXT_OPTIONS, Kind.TEXT_ONLY) for n in range(len(kinds.names))]
+    textual = [
+        kinds.names[n] in (Kind.TEXT_OPTIONS, Kind.TEXT_ONLY) for n in range(len(kinds.names))
+    ]
     numbers = np.flatnonzero(np.array(textual)[kinds.number_Q] & (texts.place_Q >= 0))
     rng = np.random.default_rng(seed)
     return np.sort(rng.permutation(numbers)[:LENGTHS_FROM])
@@ -84,11 +86,12 @@ def mistakes(answers: Answers, model: Model, texts: Texts, most: int, name: str)
         f"{model.name}: its {len(shown)} most confident mistakes, the most confident one of a "
         "skill. Pictures are made smaller."
     )
+    read = zip(shown.tolist(), texts.read(shown), strict=True)
     return Gallery(
         caption,
         [
-            _mistake(model, int(number), question, f"{name}-{place}")
-            for place, (number, question) in enumerate(zip(shown, texts.read(shown), strict=True))
+            _mistake(model, number, question, f"{name}-{place}")
+            for place, (number, question) in enumerate(read)
         ],
     )
 

@@ -72,7 +72,14 @@ class Gallery:
     mistakes: Sequence[Mistake]
 
 
-Part = str | Table | Chart | Gallery
+@dataclass(frozen=True)
+class Command:
+    """A line to type."""
+
+    line: str
+
+
+Part = str | Table | Chart | Gallery | Command
 """Of a section; a string is a paragraph."""
 
 
@@ -154,7 +161,9 @@ def markdown(report: Report) -> str:
 
 def files(report: Report) -> dict[str, bytes]:
     """The files that the Markdown refers to, by their path in the report's folder."""
-    parts = [p for chapter in report.chapters for section in chapter.sections for p in section.parts]
+    parts = [
+        p for chapter in report.chapters for section in chapter.sections for p in section.parts
+    ]
     found = {chart_path(part): part.svg.encode() for part in parts if isinstance(part, Chart)}
     for part in parts:
         for mistake in part.mistakes if isinstance(part, Gallery) else ():
@@ -170,9 +179,7 @@ def pictures(mistake: Mistake) -> list[tuple[str, bytes]]:
     """The path and the bytes of each of its pictures, the problem's first."""
     shown = [("problem", mistake.picture)]
     shown += [(f"option{place}", option.picture) for place, option in enumerate(mistake.options)]
-    return [
-        (picture_path(mistake, which), data) for which, data in shown if data is not None
-    ]
+    return [(picture_path(mistake, which), data) for which, data in shown if data is not None]
 
 
 def picture_path(mistake: Mistake, which: str) -> str:
@@ -193,9 +200,9 @@ def _environment(autoescape: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for kind in (Table, Chart, Gallery):
+    for kind in (Table, Chart, Gallery, Command):
         environment.tests[kind.__name__.lower()] = lambda part, kind=kind: isinstance(part, kind)
-    environment.filters |= {"slug": slug, "data_uri": _data_uri, "svg": _svg}
+    environment.filters |= {"slug": slug, "data_uri": _data_uri, "svg": _svg, "as_typed": _as_typed}
     environment.globals |= {
         "theme": Markup(charts.STYLE),
         "chart_path": chart_path,
@@ -214,6 +221,11 @@ def _data_uri(picture: bytes) -> str:
 
 def _svg(chart: Chart) -> Markup:
     return Markup(chart.svg)  # drawn by `charts`, where matplotlib escapes every text
+
+
+def _as_typed(command: Command) -> Markup:
+    """Unescaped, for a fenced block of Markdown, which one line cannot leave."""
+    return Markup(" ".join(command.line.split()))
 
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}

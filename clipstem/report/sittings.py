@@ -9,11 +9,11 @@ import numpy as np
 
 from clipstem import charts, exam
 from clipstem.config import ExamConfig, ExamRules
-from clipstem.exam import Exam, Score, Unit
+from clipstem.exam import Exam, Score
 from clipstem.prediction import Predictions
-from clipstem.report.analyses import correlation_in_words
+from clipstem.report.analyses import correlation_in_words, ranks
 from clipstem.report.answers import Answers, Labels, Model
-from clipstem.report.page import NOTHING, Chart, Part, Section, Table, percent
+from clipstem.report.page import NOTHING, Chart, Part, Section, Table, count, percent
 
 Exams = Mapping[str, Exam]
 """Of each model, by its name."""
@@ -48,7 +48,9 @@ def _words(names: Sequence[str], labels: Labels) -> list[str]:
 
 def headline(exams: Exams, rules: ExamRules) -> Section:
     """The scores, what guesses and people reach, and every setting."""
-    rows = [_row(name, found.mean_of_subjects, found.mean_of_skills) for name, found in exams.items()]
+    rows = [
+        _row(name, found.mean_of_subjects, found.mean_of_skills) for name, found in exams.items()
+    ]
     first = next(iter(exams.values()))
     rows += [
         (
@@ -63,14 +65,14 @@ def headline(exams: Exams, rules: ExamRules) -> Section:
         "taken by",
         "mean of subjects",
         "mean of skills",
-        f"skills above {exam.MASTERED_ABOVE}, %",
+        f"mastered (above {exam.MASTERED_ABOVE}), %",
     )
-    settings = ", ".join(f"{name}={getattr(value, 'value', value)}" for name, value in vars(rules).items())
     notes = [
-        f"Settings: {settings}. 95 % of single exams lie in the intervals: the luck of one exam, not "
-        f"how sure the mean is. Above {exam.MASTERED_ABOVE}: share of skills that are mastered. "
-        "People: read off a figure of the paper, for other questions and an unpublished number of "
-        "them.",
+        f"Rule {rules.rule.value}, at most {count(rules.questions_per_skill)} questions of a "
+        f"skill, {'with' if rules.replacement else 'without'} replacement, {count(rules.repeats)} "
+        "repeats. 95 % of single exams lie in the intervals: the luck of one exam, not how sure "
+        "the mean is. People: read off a figure of the paper, for other questions and an "
+        "unpublished number of them.",
         *_few_questions(first, rules),
     ]
     return Section("Exam score", (Table("Exam scores, 0 to 100", columns, rows, notes=notes),))
@@ -93,23 +95,27 @@ def _few_questions(found: Exam, rules: ExamRules) -> list[str]:
             f"{rules.questions_per_skill} right answers make {found.perfect}: no skill can be "
             "mastered."
         )
-    for units, what in (
-        (found.left_out, "too few questions for an exam without replacement and are left out"),
-        (found.small, "fewer questions than an exam has, so that some come again"),
-    ):
-        if units:
-            lines.append(f"{len(units):,} skills have {what}: {_named(units)}.")
+    if found.small:
+        lines.append(
+            f"{len(found.small):,} of {len(found.units):,} skills have fewer questions than an "
+            "exam, so that some come again; the list of every skill has their numbers."
+        )
+    if found.left_out:
+        named = ", ".join(f"{it.skill} ({it.grade}: {it.questions:,})" for it in found.left_out)
+        lines.append(
+            f"{len(found.left_out):,} skills have too few questions for an exam without "
+            f"replacement and are left out: {named}."
+        )
     return lines
-
-
-def _named(units: Sequence[Unit]) -> str:
-    return ", ".join(f"{unit.skill} ({unit.grade}: {unit.questions:,})" for unit in units)
 
 
 def by_group(answers: Answers, exams: Exams) -> Section:
     """By subject and by grade."""
     parts: list[Part] = []
-    for name, labels in (("subject", answers.questions.subject), ("grade", answers.questions.grade)):
+    for name, labels in (
+        ("subject", answers.questions.subject),
+        ("grade", answers.questions.grade),
+    ):
         scores = {model: found.by(name) for model, found in exams.items()}
         first = next(iter(scores.values()))
         order = [group for group in labels.names if group in first]
@@ -154,10 +160,8 @@ def correlation(exams: Exams) -> Section:
     rows = [
         (
             name,
-            *(
-                correlation_in_words(np.array(x), np.array(y), kind)
-                for kind in ("pearson", "spearman")
-            ),
+            correlation_in_words(np.array(x), np.array(y)),
+            correlation_in_words(ranks(np.array(x)), ranks(np.array(y))),
         )
         for name, (x, y) in points.items()
     ]
