@@ -6,11 +6,14 @@ Members of enums are lower-case because their names are what people type.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -310,6 +313,54 @@ class BankConfig:
         _require_counts(self.questions_per_skill)
 
 
+class Rule(Enum):
+    """How an answer changes the score of an exam; `clipstem.exam` has the numbers."""
+
+    regular = "regular"
+    advanced = "advanced"
+    fast = "fast"
+    powerpath = "powerpath"
+
+
+class Choices(Enum):
+    """How the probabilities of the options become an answer."""
+
+    argmax = "argmax"  # the most probable option, each time the same
+    drawn = "drawn"  # an option drawn with its probability, each time anew
+
+
+@dataclass
+class ExamRules:
+    """How an exam is sat."""
+
+    rule: Rule = Rule.regular
+    """How an answer changes the score: `regular`, `advanced`, `fast` or `powerpath`."""
+    questions_per_skill: int = 100
+    """Most questions of one exam; it ends before at a score of 100."""
+    replacement: bool = True
+    """Whether a question can come twice in one exam; if not, too small skills are left out."""
+    choices: Choices = Choices.argmax
+    """The most probable option (`argmax`), or one drawn with its probability (`drawn`)."""
+    repeats: int = 1000
+    """Exams of each skill, each with other questions drawn."""
+    seed: int = 0
+    """Seed of the drawn questions and answers."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "questions_per_skill", "repeats")
+        _require_at_least(self, 0, "seed")
+
+
+@dataclass
+class ExamConfig(ExamRules):
+    """`python -m clipstem.exam`: the score, 0 to 100, that answers get in an exam of each skill."""
+
+    predictions: str = MISSING
+    """A predictions file."""
+    out: str | None = None
+    """A new folder for `exam.json` and `exam.parquet`; null only prints."""
+
+
 @dataclass
 class ReportConfig:
     """`python -m clipstem.report`: what predictions files say, as one HTML file and as Markdown."""
@@ -322,6 +373,7 @@ class ReportConfig:
     """The prepared folder of the questions, or its URL; for texts and pictures."""
     names: list[str] = field(default_factory=list)
     """What the models are called, in the order of their files; empty takes the runs' names."""
+    exam: ExamRules = field(default_factory=ExamRules)
     mistakes: int = 12
     """Most confident mistakes shown of each model, one a skill; needs `data`."""
     bins: int = 10
@@ -414,6 +466,9 @@ def verb(
                 function(to_dataclass(schema, raw))
 
         def main() -> None:
+            if {"--help", "-h"} & set(sys.argv[1:]):  # Hydra's own takes twice as long to say less
+                print(help_text(name, schema))
+                return
             with _one_line_errors(name):
                 check_keys(schema, sys.argv[1:])
             hydra.main(config_path=str(conf_folder()), config_name=name, version_base="1.3")(
@@ -423,6 +478,44 @@ def verb(
         return main
 
     return decorate
+
+
+def help_text(name: str, schema: type) -> str:
+    """What a verb does and each of its settings: the docstrings above, with the defaults."""
+    tree = ast.parse(Path(__file__).read_text())
+    described = {
+        (node.name, before.target.id): after.value.value
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        for before, after in pairwise(node.body)
+        if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name)
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+    }
+    lines = [str(schema.__doc__), ""]
+    for key, owner, default in _settings(schema):
+        said = "" if default is None else f"={default}"
+        lines += [f"  {key}{said}", f"      {described[owner.__name__, key.split('.')[-1]]}"]
+    groups = sorted(path.name for path in conf_folder().iterdir() if path.is_dir())
+    lines += [
+        "",
+        f"conf/{name}.yaml and the files of conf/ that it names come before these defaults;",
+        f"groups of files: {', '.join(groups)}. --hydra-help says more.",
+    ]
+    return "\n".join(lines)
+
+
+def _settings(schema: Any, prefix: str = "") -> Iterator[tuple[str, type, Any]]:
+    """Each plain setting: its key, the dataclass that has it, and its default as it is typed."""
+    children = _children(schema)
+    for it in fields(schema):
+        if (child := children[it.name]) is not None:
+            yield from _settings(child, f"{prefix}{it.name}.")
+            continue
+        default = it.default if it.default_factory is NO_DEFAULT else it.default_factory()
+        typed = default.value if isinstance(default, Enum) else default
+        typed = str(typed).lower() if isinstance(typed, bool) else typed
+        owner = next(base for base in schema.__mro__ if it.name in vars(base)["__annotations__"])
+        yield f"{prefix}{it.name}", owner, "<needed>" if typed == MISSING else typed
 
 
 class _one_line_errors:

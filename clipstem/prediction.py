@@ -7,6 +7,7 @@ Q questions, K most options.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipstem.atomic import new_file
-from clipstem.question import ClipstemError
+from clipstem.question import UNKNOWN_ANSWER, ClipstemError
 
 METADATA_KEY = b"clipstem"
 COLUMNS: dict[str, pa.DataType] = {
@@ -38,6 +39,13 @@ COLUMNS: dict[str, pa.DataType] = {
 }
 """The schema of a predictions file."""
 
+REQUIRED = ("id", "subject", "grade", "skill", "answer", "probs")
+"""What anybody's predictions file must have; `read` says what stands for the rest."""
+
+UNKNOWN = -1  # of question_words and truncated_tokens, where a file does not have them
+
+SUM_TOLERANCE = 0.01  # probabilities that were rounded still count as summing to 1
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -48,12 +56,14 @@ class Predictions:
         probs_QK: float64, 0 where the question has fewer options than K.
         logits_QK: float32, the dtype's minimum there.
         provenance: what made them: model, run, hashes, temperature, split, timing …
+        unread: names of the columns of the file that are not in `COLUMNS`.
     """
 
     columns: dict[str, Sequence[Any]]
     probs_QK: NDArray[np.float64]
     logits_QK: NDArray[np.float32]
     provenance: dict[str, Any] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.probs_QK)
@@ -109,10 +119,18 @@ class Predictions:
 
 
 def read(path: Path) -> Predictions:
-    """Read a predictions file.
+    """Read a predictions file, ours or anybody's.
+
+    The columns of `REQUIRED` must be there; answer is -1 where it is unknown. Of the others, what
+    is absent is taken to be: row, the place in the file; kind, "unknown"; num_options, the number
+    of probs; question_words and truncated_tokens, `UNKNOWN`; logits, the logarithm of probs.
+    choice is not read: it follows from probs. Columns that are not in `COLUMNS` are not read
+    either; `Predictions.unread` names them.
 
     Raises:
-        ClipstemError: if it is missing, is no parquet file, or a column is missing or wrong.
+        ClipstemError: if it is missing, is no parquet file, a column is missing or of the wrong
+            type, an id or a skill is empty, an id comes twice, an answer is not among the options,
+            or probabilities are below 0 or do not sum to 1 within `SUM_TOLERANCE`.
     """
     if not path.is_file():
         raise ClipstemError(f"{path}: there is no such predictions file")
@@ -120,26 +138,89 @@ def read(path: Path) -> Predictions:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise ClipstemError(f"{path}: is not a predictions file: {error}") from error
-    if missing := [name for name in COLUMNS if name not in table.column_names]:
+    if missing := [name for name in REQUIRED if name not in table.column_names]:
         raise ClipstemError(
             f"{path}: is not a predictions file: it lacks the columns {', '.join(missing)}"
         )
-    typed = {name: _typed(table[name], name, path) for name in COLUMNS}
-    columns = {
-        name: column.to_pylist()
-        for name, column in typed.items()
-        if name not in ("probs", "logits")
+    typed = {
+        name: _typed(table[name], name, path) for name in COLUMNS if name in table.column_names
     }
+    columns: dict[str, Sequence[Any]] = {
+        name: _values(typed[name]) for name in typed if name not in (*_LISTS, "choice")
+    }
+    lengths = typed["probs"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
+    columns = {**_absent(len(table), lengths), **columns}
     num_options_Q = np.asarray(columns["num_options"], np.int64)
-    del columns["choice"]
-    return Predictions(
-        columns=columns,
-        probs_QK=_padded(typed["probs"], num_options_Q, path, 0.0, np.float64),
-        logits_QK=_padded(
-            typed["logits"], num_options_Q, path, float(np.finfo(np.float32).min), np.float32
-        ),
+    probs_QK = _padded(typed["probs"], num_options_Q, path, 0.0, np.float64)
+    lowest = np.finfo(np.float32).min
+    if "logits" in typed:
+        logits_QK = _padded(typed["logits"], num_options_Q, path, float(lowest), np.float32)
+    else:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            logits_QK = np.maximum(np.log(probs_QK), lowest).astype(np.float32)
+    found = Predictions(
+        columns={name: columns[name] for name in COLUMNS if name in columns},
+        probs_QK=probs_QK,
+        logits_QK=logits_QK,
         provenance=json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}")),
+        unread=tuple(name for name in table.column_names if name not in COLUMNS),
     )
+    _check(found, path)
+    return found
+
+
+_LISTS = ("probs", "logits")
+
+
+def _absent(questions: int, lengths: NDArray[np.int64]) -> dict[str, Sequence[Any]]:
+    """What stands for the columns that a file may leave out."""
+    return {
+        "row": list(range(questions)),
+        "kind": ["unknown"] * questions,
+        "num_options": lengths.tolist(),
+        "question_words": [UNKNOWN] * questions,
+        "truncated_tokens": [UNKNOWN] * questions,
+    }
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """A column's values; equal texts are one object, which saves most of their memory."""
+    if column.type != pa.string():
+        return column.to_pylist()
+    encoded = column.combine_chunks().dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    return [names[number] for number in encoded.indices.to_pylist()]
+
+
+def _check(found: Predictions, path: Path) -> None:
+    """Refuse values that no analysis could make sense of, naming the first row that has one."""
+    for name in ("id", "skill"):
+        if "" in found.columns[name]:
+            row = found.columns[name].index("")
+            raise ClipstemError(f"{path}: row {row}: '{name}' is empty; expected a name")
+    if len(set(found.columns["id"])) < len(found):
+        ((twice, count),) = Counter(found.columns["id"]).most_common(1)
+        raise ClipstemError(
+            f"{path}: the id '{twice}' stands in {count} rows; expected one row a question"
+        )
+    wrong_Q = (found.answer_Q < UNKNOWN_ANSWER) | (found.answer_Q >= found.num_options_Q)
+    if wrong_Q.any():
+        row = int(wrong_Q.argmax())
+        raise ClipstemError(
+            f"{path}: row {row}: the answer {found.answer_Q[row]} is not among the "
+            f"{found.num_options_Q[row]} options; expected a 0-based index, or "
+            f"{UNKNOWN_ANSWER} for unknown"
+        )
+    sum_Q = found.probs_QK.sum(axis=1)
+    # Written so that a NaN is wrong too.
+    wrong_Q = ~((np.abs(sum_Q - 1) <= SUM_TOLERANCE) & (found.probs_QK >= 0).all(axis=1))
+    if wrong_Q.any():
+        row = int(wrong_Q.argmax())
+        probs = ", ".join(f"{prob:g}" for prob in found.probs_QK[row, : found.num_options_Q[row]])
+        raise ClipstemError(
+            f"{path}: row {row}: the probabilities {probs} sum to {sum_Q[row]:g}; expected numbers "
+            "from 0 to 1 with sum 1 (are they logits?)"
+        )
 
 
 def _typed(column: pa.ChunkedArray, name: str, path: Path) -> pa.ChunkedArray:

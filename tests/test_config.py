@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,14 +19,17 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from clipstem import config
 from clipstem.config import (
     BankConfig,
+    ExamConfig,
     ModelConfig,
     PictureFit,
     PredictConfig,
     PrepareConfig,
+    ReportConfig,
     Source,
     TrainConfig,
     check_keys,
     conf_folder,
+    help_text,
     model_config,
     to_dataclass,
     verb,
@@ -37,12 +41,16 @@ SCHEMAS: dict[str, type[Any]] = {
     "predict": PredictConfig,
     "prepare": PrepareConfig,
     "bank": BankConfig,
+    "exam": ExamConfig,
+    "report": ReportConfig,
 }
 NEEDED = {
     "train": ["data=d", "out=o"],
     "predict": ["data=d", "run=r", "split=valid"],
     "prepare": ["out=o"],
     "bank": ["out=o"],
+    "exam": ["predictions=p"],
+    "report": ["predictions=[p]", "out=o"],
 }
 OPENED_WITH = {"model": ("train", ""), "trainer": ("train", ""), "experiment": ("train", "+")}
 OPENED_WITH["drawn"] = ("prepare", "+")
@@ -66,7 +74,7 @@ FILES = sorted(path.relative_to(conf_folder()) for path in conf_folder().rglob("
 
 def test_every_file_of_conf_is_known_here() -> None:
     everything = [path for path in conf_folder().rglob("*") if path.is_file()]
-    assert len(FILES) == len(everything) == 15
+    assert len(FILES) == len(everything) == 17
     folders = {str(file.parent) for file in FILES}
     assert folders == {".", *OPENED_WITH}
     assert {file.stem for file in FILES if file.parent == Path()} == {"quiet", *SCHEMAS}
@@ -314,7 +322,11 @@ def test_every_setting_is_described_under_its_default_and_every_section_in_itsel
             and isinstance(text, ast.Expr)
             and ast.unparse(text).rstrip("'\"").endswith(".")
         }
-        hints = get_type_hints(getattr(config, node.name))
+        schema = getattr(config, node.name)
+        inherited = {
+            name for base in schema.__mro__[1:-1] for name in vars(base)["__annotations__"]
+        }
+        hints = {n: hint for n, hint in get_type_hints(schema).items() if n not in inherited}
         sections = {name for name, hint in hints.items() if is_dataclass(hint)}
         assert described | sections == set(hints), node.name
         checked_classes.add(node.name)
@@ -378,3 +390,21 @@ def test_mistakes_on_the_command_line_have_no_traceback(
     if code == 2:
         assert ended.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_help_says_what_every_setting_is(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [name, "--help"])
+    verb(name, SCHEMAS[name])(lambda config: pytest.fail("help runs nothing"))()
+    printed = capsys.readouterr().out
+    for setting in vars(checked(name, *NEEDED[name])):
+        assert re.search(rf"^  {setting}[.=\n]", printed, flags=re.M), setting
+    assert f"conf/{name}.yaml" in printed
+
+
+def test_help_shows_defaults_as_they_are_typed() -> None:
+    printed = help_text("exam", ExamConfig)
+    assert "\n  replacement=true\n      Whether a question can come twice" in printed
+    assert "\n  predictions=<needed>\n" in printed and "\n  rule=regular\n" in printed

@@ -13,19 +13,22 @@ PACKAGE = Path(__file__).parent.parent / "clipstem"
 
 ROWS = (
     ("question",),
-    ("atomic", "config", "splits", "workers", "bank.skill"),
+    ("atomic", "config", "splits", "workers", "bank.skill", "charts", "report"),
     ("prediction", "run", "bank.canvas"),
     ("bank.science", "bank.technology", "bank.engineering", "bank.math"),
     ("bank",),
     ("bank.stem",),
     ("storage", "images", "metrics", "statistics"),
     ("shards", "console", "sources", "tokens"),
-    ("jsonl", "packing"),
-    ("spool", "pairs"),
+    ("jsonl", "packing", "exam"),
+    ("spool", "pairs", "report.published", "report.page"),
+    ("report.answers",),
+    ("report.analyses", "report.comparisons", "report.gallery"),
+    ("report.sittings",),
     ("towers", "loss", "loader"),
     ("scorer",),
     ("learner",),
-    ("prepare", "train", "predict", "bank.__main__"),
+    ("prepare", "train", "predict", "bank.__main__", "report.__main__"),
 )
 """From the bottom up: a module imports from rows below its own, never from its own or above."""
 
@@ -39,9 +42,18 @@ LIGHT = (
     "shards",
     "pairs",
     "packing",
+    "exam",
+    "charts",
+    "report.__main__",
+    "report.gallery",
 )
 
-ONLY_IN = {"open_clip": {"towers"}, "webdataset": {"shards"}}
+ONLY_IN = {
+    "open_clip": {"towers"},
+    "webdataset": {"shards"},
+    "matplotlib": {"charts"},
+    "jinja2": {"report.page"},
+}
 
 
 def module_of(path: Path) -> str:

@@ -38,7 +38,7 @@ def predictions(
             "num_options": num_options,
             "question_words": [5] * count,
             "truncated_tokens": [0] * count,
-            "answer": [number % 3 - 1 for number in range(count)],
+            "answer": [min(place % 3, options) - 1 for place, options in enumerate(num_options)],
         },
         probs_QK=probabilities(logits_QK, num_options_Q, 0.7).astype(np.float64),
         logits_QK=logits_QK,
@@ -123,8 +123,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_missing_columns_are_named(tmp_path: Path) -> None:
-    path = rewritten(tmp_path / "p.parquet", {}, without=("row", "logits"))
-    with pytest.raises(ClipstemError, match=r"p\.parquet: .* it lacks the columns row, logits$"):
+    path = rewritten(tmp_path / "p.parquet", {}, without=("skill", "probs"))
+    with pytest.raises(ClipstemError, match=r"p\.parquet: .* it lacks the columns skill, probs$"):
         prediction.read(path)
 
 
@@ -177,6 +177,79 @@ def test_columns_of_related_types_are_taken(tmp_path: Path) -> None:
     found = prediction.read(rewritten(tmp_path / "p.parquet", changes))
     assert found.answer_Q.tolist() == [0, 1]
     assert found.probs_QK.tolist() == [[0.5, 0.5, 0], [0.25, 0.25, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("skill", ["a", ""], "row 1: 'skill' is empty; expected a name"),
+        ("id", ["", "b"], "row 0: 'id' is empty; expected a name"),
+        ("id", ["b", "b"], "the id 'b' stands in 2 rows; expected one row a question"),
+        (
+            "answer",
+            [0, 3],
+            "row 1: the answer 3 is not among the 3 options; expected a 0-based index, or -1 for "
+            "unknown",
+        ),
+        ("answer", [-2, 0], "row 0: the answer -2 is not among the 2 options; expected a "),
+        (
+            "probs",
+            [[0.5, 0.5], [0.25, 0.5, 0.5]],
+            "row 1: the probabilities 0.25, 0.5, 0.5 sum to 1.25; expected numbers from 0 to 1 "
+            "with sum 1 (are they logits?)",
+        ),
+        ("probs", [[1.5, -0.5], [0, 0, 1]], "row 0: the probabilities 1.5, -0.5 sum to 1; "),
+        ("probs", [[0.5, 0.5], [0, 1, np.nan]], "row 1: the probabilities 0, 1, nan sum to nan; "),
+    ],
+)
+def test_values_that_make_no_sense_are_named(
+    name: str, values: list[Any], message: str, tmp_path: Path
+) -> None:
+    path = rewritten(tmp_path / "p.parquet", {name: pa.array(values)})
+    with pytest.raises(ClipstemError) as error:
+        prediction.read(path)
+    assert str(error.value).startswith(f"{path}: {message}")
+
+
+def test_rounded_probabilities_are_taken(tmp_path: Path) -> None:
+    rounded = pa.array([[0.5, 0.5], [0.333, 0.333, 0.333]])
+    found = prediction.read(rewritten(tmp_path / "p.parquet", {"probs": rounded}))
+    assert found.probs_QK[1].tolist() == [0.333] * 3
+
+
+def test_anybodys_file_needs_six_columns(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    names = {name: [f"{name} 1", f"{name} 2"] for name in ("id", "subject", "grade", "skill")}
+    pq.write_table(
+        pa.table({**names, "answer": [1, -1], "probs": [[0.25, 0.75], [0.0, 0.5, 0.5]]}), path
+    )
+    found = prediction.read(path)
+    assert found.columns == {
+        "id": names["id"],
+        "row": [0, 1],
+        "subject": names["subject"],
+        "grade": names["grade"],
+        "skill": names["skill"],
+        "kind": ["unknown"] * 2,
+        "num_options": [2, 3],
+        "question_words": [-1] * 2,
+        "truncated_tokens": [-1] * 2,
+        "answer": [1, -1],
+    }
+    np.testing.assert_allclose(probabilities(found.logits_QK, found.num_options_Q), found.probs_QK)
+    assert (found.provenance, found.unread) == ({}, ())
+    found.write(tmp_path / "ours.parquet")
+    assert prediction.read(tmp_path / "ours.parquet").columns == found.columns
+
+
+def test_other_columns_are_named_and_not_read(tmp_path: Path) -> None:
+    path = rewritten(tmp_path / "p.parquet", {})
+    plain = prediction.read(path)
+    table = pq.read_table(path).append_column("comment", [["a", "b"]])
+    pq.write_table(table.append_column("annotator", [[1, 2]]), path)
+    found = prediction.read(path)
+    assert found.unread == ("comment", "annotator")
+    assert found.columns == plain.columns and found.provenance == PROVENANCE
 
 
 # ---------------------------------------------------------------------------- preds.txt
