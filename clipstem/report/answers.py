@@ -337,7 +337,8 @@ def _add_variant(
     answered_Q = place_Q >= 0
     if not answered_Q.any():
         raise ClipstemError(
-            f"{file.path}: has none of the questions of {plain[same[0]].path}; perturb the same split"
+            f"{file.path}: has none of the questions of {plain[same[0]].path}; perturb the same "
+            "split"
         )
     here = np.flatnonzero(answered_Q)
     first = plain[same[0]]

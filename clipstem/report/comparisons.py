@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipstem.question import Question
-from clipstem.report.answers import Answers, Flags, Model, Variant
+from clipstem.report.answers import Answers, Model, Variant
 from clipstem.report.page import (
-    NOTHING,
     Section,
     Table,
     between,
@@ -270,18 +269,17 @@ def _changes(caption: str, answers: Answers, found: Sequence[tuple[Model, Varian
 def positions(answers: Answers) -> Table:
     """How often each place among the options is right, and how often each model chooses it."""
     questions = answers.questions
-    rows = []
-    for options in np.unique(questions.num_options_Q):
-        here = questions.num_options_Q == options
-        for place in range(options):
-            rows.append(
-                (
-                    f"{place + 1} of {options}",
-                    count(int(here.sum())),
-                    percent((questions.answer_Q[here] == place).mean()),
-                    *(percent((model.choice_Q[here] == place).mean()) for model in answers.models),
-                )
-            )
+    rows = [
+        (
+            f"{place + 1} of {options}",
+            count(int(here.sum())),
+            percent((questions.answer_Q[here] == place).mean()),
+            *(percent((model.choice_Q[here] == place).mean()) for model in answers.models),
+        )
+        for options in np.unique(questions.num_options_Q)
+        for here in [questions.num_options_Q == options]
+        for place in range(options)
+    ]
     columns = ("position", "questions", "right", *(f"chosen by {m.name}" for m in answers.models))
     return Table("How often each position is right and is chosen, %", columns, rows)
 

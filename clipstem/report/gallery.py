@@ -98,19 +98,17 @@ def mistakes(answers: Answers, model: Model, texts: Texts, most: int, name: str)
 
 def _mistake(model: Model, number: int, question: Question, name: str) -> Mistake:
     picture, trouble = _shown(question.picture, PROBLEM_PX)
+    options: Sequence[str | Picture] = question.options
     return Mistake(
         name=name,
         title=f"{question.subject}, {question.grade}: {question.skill} ({question.id})",
         problem=question.problem + (f" (its picture {trouble})" if trouble else ""),
         picture=picture,
-        options=[
-            _option(option, place, percent(model.probs_QK[number, place]), model, number)
-            for place, option in enumerate(question.options)
-        ],
+        options=[_option(option, place, model, number) for place, option in enumerate(options)],
     )
 
 
-def _option(option: str | Picture, place: int, held: str, model: Model, number: int) -> Option:
+def _option(option: str | Picture, place: int, model: Model, number: int) -> Option:
     text, picture, trouble = f"picture {place + 1}", None, ""
     if isinstance(option, str):
         text = option
@@ -119,7 +117,7 @@ def _option(option: str | Picture, place: int, held: str, model: Model, number: 
     return Option(
         text=f"{text} ({trouble})" if trouble else text,
         picture=picture,
-        probability=held,
+        probability=percent(model.probs_QK[number, place]),
         is_answer=place == model.answer_Q[number],
         is_choice=place == model.choice_Q[number],
     )

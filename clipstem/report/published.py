@@ -77,4 +77,5 @@ SKILLS = {
     "match-clocks": (42, 76, 89),
     "safety-equipment": (25, 100, 99),
 }
-"""Chance, zero-shot and fine-tuned accuracy of the skills that the paper shows; read off a figure, about ±0.5."""
+"""Chance, zero-shot and fine-tuned accuracy of the skills that the paper shows; read off a figure,
+about ±0.5."""
