@@ -27,6 +27,7 @@ from matplotlib.ticker import EngFormatter, LogLocator
 WIDTH_INCHES = 6.6
 ROW_INCHES = 0.19  # of a chart of rows, for each line in it
 MARKERS = "os^DvPX*"
+MEASURED_WITH = "DejaVu Sans"  # matplotlib's own font, wider than those that readers have
 
 _SERIES = (
     ("#0b62a4", "#6cb4ee"),
@@ -62,7 +63,7 @@ _STAND_IN = {role: f"#fe00{number:02x}" for number, role in enumerate(THEME)}
 
 _RC: Any = {  # matplotlib names every key in its type, another set in each version
     "svg.fonttype": "none",
-    "font.family": "sans-serif",
+    "font.family": MEASURED_WITH,
     "font.size": 9,
     "text.parse_math": False,  # a name with a dollar sign is a name
     "text.color": _STAND_IN["ink"],
@@ -94,6 +95,7 @@ class Estimate:
     high: float
 
 
+@matplotlib.rc_context(_RC)
 def line(
     x: Sequence[float],
     series: Mapping[str, Sequence[float]],
@@ -112,6 +114,7 @@ def line(
     return _svg(figure, axes, x_label, y_label, alt)
 
 
+@matplotlib.rc_context(_RC)
 def scatter(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     x_label: str,
@@ -140,6 +143,7 @@ def scatter(
     return _svg(figure, axes, x_label, y_label, alt)
 
 
+@matplotlib.rc_context(_RC)
 def rows(
     names: Sequence[str],
     series: Mapping[str, Sequence[Estimate]],
@@ -187,11 +191,9 @@ def rows(
 
 
 def _figure(height_inches: float) -> tuple[Figure, Axes]:
-    with matplotlib.rc_context(_RC):
-        figure = Figure((WIDTH_INCHES, height_inches), layout="constrained")
-        figure.patch.set_visible(False)
-        axes = figure.add_subplot(facecolor="none")
-    return figure, axes
+    figure = Figure((WIDTH_INCHES, height_inches), layout="constrained")
+    figure.patch.set_visible(False)
+    return figure, figure.add_subplot(facecolor="none")
 
 
 def _styles() -> Any:
@@ -206,7 +208,7 @@ def _styles() -> Any:
 def _svg(figure: Figure, axes: Axes, x_label: str, y_label: str, alt: str) -> str:
     """The drawn chart as SVG text, in CSS variables, without dates and without file headers."""
     buffer = io.StringIO()
-    with matplotlib.rc_context({**_RC, "svg.hashsalt": alt}), warnings.catch_warnings():
+    with matplotlib.rc_context({"svg.hashsalt": alt}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's own font has it
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
@@ -222,7 +224,7 @@ def _svg(figure: Figure, axes: Axes, x_label: str, y_label: str, alt: str) -> st
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # ids of groups are the same in every chart
-    text = re.sub(r"font-family: [^;]*", "font-family: system-ui, sans-serif", text)
+    text = text.replace(f"'{MEASURED_WITH}'", "system-ui, sans-serif")
     text = text.replace("xlink:href", "href").replace(
         ' xmlns:xlink="http://www.w3.org/1999/xlink"', ""
     )
