@@ -1,4 +1,4 @@
-"""The report: the same numbers in HTML and Markdown, right ones, and nothing foreign alive in it."""
+"""The report: the same right numbers in HTML and Markdown, and nothing foreign alive in them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -250,8 +251,8 @@ def of_other_weights(tmp_path: Path) -> list[Path]:
     [
         (
             no_answers,
-            r"a\.parquet: none of its 6 questions has a known answer \(STEM's test withholds them\),"
-            " so there is nothing to report; give predictions for valid",
+            r"a\.parquet: none of its 6 questions has a known answer \(STEM's test withholds "
+            r"them\), so there is nothing to report; give predictions for valid",
         ),
         (
             other_answers,
@@ -573,7 +574,7 @@ def test_the_page_is_accessible(made: Report) -> None:
     assert html.count("<table") == html.count("<caption>")
     assert html.count("<svg ") == html.count('<svg role="img" aria-label=')
     levels = [int(level) for level in re.findall(r"<h(\d)", html)]
-    assert levels[0] == 1 and all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
+    assert levels[0] == 1 and all(b - a <= 1 for a, b in pairwise(levels))
     ids = re.findall(r'\sid="([^"]*)"', html)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'href="#([a-z][a-z-]*)"', html)) <= set(ids)
@@ -688,7 +689,7 @@ def test_data_that_the_predictions_are_not_for_is_named(drawn_data: Path, tmp_pa
     other = [(answer + 1) % 2 for answer in predictions.columns["answer"]]
     columns = {**predictions.columns, "answer": other}
     answers = gather([saved(tmp_path / "b.parquet", replace(predictions, columns=columns))])
-    with pytest.raises(ClipstemError, match="have the ids of .*b.parquet, but other answers"):
+    with pytest.raises(ClipstemError, match=r"have the ids of .*b\.parquet, but other answers"):
         gallery.find(str(drawn_data), answers)
 
 
