@@ -13,9 +13,10 @@ $(VENV)/installed: pyproject.toml
 	$(RUN) -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-# Draw an exam bank, prepare shards, fine-tune from scratch, predict, print the result. What is done
+# Draw an exam bank, prepare shards, fine-tune from scratch, predict, sit the exam. What is done
 # already is not done again, and a training that was stopped goes on.
 quickstart: runs/quickstart/predictions/test.parquet
+	$(RUN) -m clipstem.exam predictions=runs/quickstart/predictions/test.parquet
 
 shards/quickstart/manifest.json: | install
 	$(RUN) -m clipstem.prepare +drawn=quickstart out=shards/quickstart

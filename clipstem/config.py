@@ -149,6 +149,23 @@ class TrainConfig:
             )
 
 
+class Perturbation(Enum):
+    """A change to a question that leaves its answer true; `clipstem.perturb` has the strengths."""
+
+    blank_picture = "blank_picture"  # every picture is the same grey square
+    shuffled_pictures = "shuffled_pictures"  # the pictures of another question of the same kind
+    options_only = "options_only"  # no question, and its picture blank
+    typos = "typos"  # neighbouring letters change places in words of the question
+    case = "case"  # words of the question in capitals
+    word_drops = "word_drops"  # small words of the question are left out
+    blur = "blur"
+    noise = "noise"
+    jpeg = "jpeg"  # the traces of strong compression
+    greyscale = "greyscale"
+    crop = "crop"  # the border is cut off
+    rotation = "rotation"  # a little to the left or to the right
+
+
 @dataclass
 class PredictConfig:
     """`python -m clipstem.predict`: the probability of every option, for a split of a data set."""
@@ -162,18 +179,22 @@ class PredictConfig:
     split: str = MISSING
     """`train`, `tune`, `valid`, `test`, or `all`."""
     out: str | None = None
-    """The predictions file; null writes `<run>/predictions/<split>.parquet`."""
+    """The predictions file; null writes `<run>/predictions/<split>[-<perturb>].parquet`."""
     preds_txt: str | None = None
     """Also write the leaderboard's file of choices here."""
     problem_picture: ProblemPicture | None = None
     """What the problem's picture does where the options are pictures; null: as in training."""
     temperature: float | None = None
     """Divides the logits; null takes the run's, or for `model=` fits it on `tune` if there."""
+    perturb: Perturbation | None = None
+    """Change each question in this way before it is scored; the temperature stays the run's."""
+    perturb_strength: float | None = None
+    """How strongly, in the unit that `clipstem.perturb` states; null: the strength stated there."""
     batch_size: int = 32
     """Questions scored together; changes the speed, never the answers."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     seed: int = 0
-    """Seed of the weights that a model without pretrained ones is drawn with."""
+    """Seed of perturbations, and of the weights of a model without pretrained ones."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "batch_size")
@@ -194,6 +215,8 @@ class PredictConfig:
             )
         if self.temperature is not None:
             _require_positive(self, "temperature")
+        if self.perturb_strength is not None and self.perturb is None:
+            raise ClipstemError("conf key 'perturb_strength': needs perturb=<name> beside it")
 
 
 class Source(Enum):
@@ -494,7 +517,7 @@ def help_text(name: str, schema: type) -> str:
     lines = [str(schema.__doc__), ""]
     for key, owner, default in _settings(schema):
         said = "" if default is None else f"={default}"
-        lines += [f"  {key}{said}", f"      {described[owner.__name__, key.split('.')[-1]]}"]
+        lines += [f"  {key}{said}", f"      {described[owner.__name__, key.split('.')[-1]]!s}"]
     groups = sorted(path.name for path in conf_folder().iterdir() if path.is_dir())
     lines += [
         "",

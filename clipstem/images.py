@@ -69,6 +69,19 @@ def shrink(data: bytes, max_side: int) -> bytes:
     return buffer.getvalue()
 
 
+def decoded(data: bytes) -> Image.Image:
+    """The picture that a file holds, as RGB.
+
+    Raises:
+        ClipstemError: if the bytes are not a picture that can be read whole.
+    """
+    with _open(data, MAX_PIXELS) as image:
+        _decode(image)
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")  # the same colours; straight to RGB, Pillow warns
+        return image.convert("RGB")
+
+
 def thumbnail(data: bytes, max_side: int) -> bytes:
     """The picture on white as WebP, its longer side at most `max_side` px, for people to look at.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from clipstem import console, shards
 from clipstem.config import PredictConfig, verb
 from clipstem.loader import has_answers
+from clipstem.perturb import Change, Perturbed
 from clipstem.prediction import Predictions
 from clipstem.question import ClipstemError
 from clipstem.scorer import Scorer, of_model, of_run
@@ -20,6 +23,7 @@ def predict(config: PredictConfig) -> dict[str, Predictions]:
         ClipstemError: if the data, the run or the model are not as expected, or a file exists.
     """
     dataset = shards.open_dataset(config.data)
+    asked, perturbation = perturbed(dataset, config)
     splits = list(dataset.manifest.questions) if config.split == "all" else [config.split]
     files = {split: predictions_file(config, split) for split in splits}
     for split, file in files.items():
@@ -31,7 +35,9 @@ def predict(config: PredictConfig) -> dict[str, Predictions]:
     made = {}
     for split, file in files.items():
         with console.progress_bar(split, dataset.size(split)) as progress:
-            made[split] = scorer.predict(dataset, split, config.batch_size, progress)
+            found = scorer.predict(asked, split, config.batch_size, progress)
+        provenance = {**found.provenance, "perturbation": perturbation}
+        made[split] = replace(found, provenance=provenance)
         made[split].write(file)
         report(made[split], split, file)
     return made
@@ -42,10 +48,21 @@ def _refuse_existing(file: Path, key: str) -> None:
         raise ClipstemError(f"{file} exists and is never overwritten; give another {key}=<file>")
 
 
+def perturbed(dataset: Dataset, config: PredictConfig) -> tuple[Dataset, dict[str, Any] | None]:
+    """The questions as they are asked, and what to write about it into the predictions."""
+    if config.perturb is None:
+        return dataset, None
+    change = Change.of(config.perturb, config.perturb_strength, config.seed)
+    return Perturbed(dataset, change), change.facts
+
+
 def predictions_file(config: PredictConfig, split: str) -> Path:
     """Where the predictions for a split go; with `split=all` the split's name is added to `out`."""
     if config.out is None:
-        return Path(str(config.run)) / "predictions" / f"{split}.parquet"
+        changed = [] if config.perturb is None else [config.perturb.value]
+        strength = [] if config.perturb_strength is None else [f"{config.perturb_strength:g}"]
+        name = "-".join([split, *changed, *strength])
+        return Path(str(config.run)) / "predictions" / f"{name}.parquet"
     out = Path(config.out)
     return out if config.split != "all" else out.with_name(f"{out.stem}-{split}{out.suffix}")
 

@@ -20,7 +20,7 @@ ROWS = (
     ("bank.stem",),
     ("storage", "images", "metrics", "statistics"),
     ("shards", "console", "sources", "tokens"),
-    ("jsonl", "packing", "exam"),
+    ("jsonl", "packing", "exam", "perturb"),
     ("spool", "pairs", "report.published", "report.page"),
     ("report.answers",),
     ("report.analyses", "report.comparisons", "report.gallery"),

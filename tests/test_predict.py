@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clipstem import metrics, prediction, shards
-from clipstem.config import PredictConfig, TrainConfig, TrainerConfig, model_config
+from clipstem.config import Perturbation, PredictConfig, TrainConfig, TrainerConfig, model_config
 from clipstem.predict import main, predict
 from clipstem.question import ClipstemError, ProblemPicture
 from clipstem.train import train
@@ -81,6 +81,37 @@ def test_the_problems_picture_can_be_ignored(run: Path, drawn_data: Path, tmp_pa
     assert third_Q.any() and differs_Q[third_Q].all() and not differs_Q[~third_Q].any()
 
 
+def test_perturbed_questions_get_their_own_file(run: Path, drawn_data: Path) -> None:
+    plain = prediction.read(run / "predictions" / "valid.parquet")
+    blank = predict(settings(drawn_data, run=str(run), perturb=Perturbation.blank_picture))["valid"]
+    again = prediction.read(run / "predictions" / "valid-blank_picture.parquet")
+    assert again.provenance == blank.provenance
+    assert again.provenance["perturbation"]["name"] == "blank_picture"
+    assert plain.provenance["perturbation"] is None
+    assert again.provenance["temperature"] == plain.provenance["temperature"]
+    assert again.columns["id"] == plain.columns["id"]
+    assert again.columns["answer"] == plain.columns["answer"]
+    assert (again.probs_QK != plain.probs_QK).any()
+    # Options that are pictures are now all alike, and the first is chosen.
+    pictures_Q = np.array(again.columns["kind"]) != "text_options"
+    assert pictures_Q.any() and (again.choice_Q[pictures_Q] == 0).all()
+    predict(settings(drawn_data, run=str(run), perturb=Perturbation.noise, perturb_strength=0.25))
+    noisy = prediction.read(run / "predictions" / "valid-noise-0.25.parquet")
+    assert noisy.provenance["perturbation"]["strength"] == 0.25
+
+
+def test_a_models_temperature_is_fitted_on_what_is_not_perturbed(
+    drawn_data: Path, tmp_path: Path
+) -> None:
+    model = model_config("tiny_vit")
+    plain, blank = (
+        predict(settings(drawn_data, model=model, out=str(tmp_path / f"{name}.parquet"), perturb=p))
+        for name, p in (("plain", None), ("blank", Perturbation.blank_picture))
+    )
+    temperatures = [found["valid"].provenance["temperature"] for found in (plain, blank)]
+    assert temperatures[0] == temperatures[1]
+
+
 def test_preds_txt_has_a_line_for_each_row_of_test(
     run: Path, drawn_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +140,9 @@ def test_preds_txt_has_a_line_for_each_row_of_test(
             "'model.name': 'ViT-B-32' is an open_clip model, but 'model.architecture' describes",
         ),
         (["run=x", "temperature=0"], "conf key 'temperature': 0.0 is not above 0"),
+        (["run=x", "perturb_strength=2"], "'perturb_strength': needs perturb=<name> beside it"),
+        (["run=x", "perturb=case", "perturb_strength=2"], "perturb=case has none; leave it out"),
+        (["run=x", "perturb=crop", "perturb_strength=2"], "2 is not from 0 to 0.4; for perturb="),
         (["split=all", "run=x", "preds_txt=p.txt"], "conf key 'preds_txt': is one file for one"),
         (["model=vit_b23", "out=x"], "conf key 'model': there is no 'vit_b23'; did you mean"),
         (["run=x", "+typo=1"], "conf key 'typo' is unknown"),

@@ -32,6 +32,7 @@ SCHEMAS = {
     "train": config.TrainConfig,
     "predict": config.PredictConfig,
     "bank": config.BankConfig,
+    "exam": config.ExamConfig,
 }
 MODULES: dict[str, Any] = {
     verb: import_module("clipstem.bank.__main__" if verb == "bank" else f"clipstem.{verb}")
@@ -70,6 +71,8 @@ def shrunk(verb: str, overrides: list[str]) -> list[str]:
         return [*kept, DRAWN, *([] if "+drawn" in said else FEW), "workers=1"]
     if verb == "prepare":
         return [*overrides, "workers=1", "verify=header"]
+    if verb == "exam":
+        return [*overrides, "repeats=20"]
     return [*overrides, "batch_size=8", "trainer.workers=0"]
 
 
@@ -119,7 +122,7 @@ def test_the_readmes_commands_run_in_their_order(
     monkeypatch.chdir(tmp_path)
     bring_questions(tmp_path, monkeypatch)
     commands = readme_commands()
-    assert len(commands) == 11
+    assert len(commands) == 13
     for command in commands:
         if "resume=true" in command:  # of a run that is not finished
             (tmp_path / "runs/first/DONE").unlink()
@@ -127,6 +130,7 @@ def test_the_readmes_commands_run_in_their_order(
     made = {path.name for path in (tmp_path / "runs").iterdir()}
     assert made == {"first", "vit_b32"}
     assert (tmp_path / "preds.txt").is_file()
+    assert (tmp_path / "runs/first/exam/exam.json").is_file()
     python = re.search(r"```python\n(import clipstem.*?)```", README, flags=re.S)
     assert python
     names: dict[str, Any] = {}
@@ -162,7 +166,7 @@ def test_the_quickstart_reaches_what_it_promises() -> None:
 def test_make_quickstart_runs_the_experiments_commands() -> None:
     makefile = (ROOT / "Makefile").read_text().replace("$(RUN)", "python")
     commands = measure.commands(ROOT / "conf" / "experiment" / "quickstart.yaml")
-    assert len(commands) == 3 and all(command in makefile for command in commands)
+    assert len(commands) == 4 and all(command in makefile for command in commands)
 
 
 def test_the_readmes_figures_are_the_measured_ones() -> None:

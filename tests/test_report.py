@@ -44,7 +44,10 @@ MADE = {
     "python": "3",
     "versions": {"numpy": "2"},
 }
-QUICK = {"exam": ExamRules(repeats=20, questions_per_skill=12), "repeats": 50}
+QUICK: dict[str, Any] = {
+    "exam": ExamRules(repeats=20, questions_per_skill=12),
+    "repeats": 50,
+}
 HOSTILE = "<script>alert(1)</script> | `b` **c** [d](http://evil.example) $e$ & \\ _f_"
 
 
@@ -65,7 +68,7 @@ def answered(
     probs_QK = np.repeat(others_Q[:, None], num_options, axis=1)
     probs_QK[np.arange(questions), choice_Q] = confidence_Q
     logits_QK = (temperature * np.log(probs_QK)).astype(np.float32)
-    given = {
+    given: dict[str, Sequence[Any]] = {
         "id": [f"q{number}" for number in range(questions)],
         "row": list(range(questions)),
         "subject": ["science"] * questions,
@@ -88,7 +91,9 @@ def saved(path: Path, predictions: Predictions, **provenance: Any) -> Path:
 
 def taken(predictions: Predictions, places: Sequence[int] | NDArray[np.int64]) -> Predictions:
     """Some of the questions, in another order."""
-    columns = {n: [values[p] for p in places] for n, values in predictions.columns.items()}
+    columns: dict[str, Sequence[Any]] = {
+        name: [values[place] for place in places] for name, values in predictions.columns.items()
+    }
     return Predictions(columns, predictions.probs_QK[places], predictions.logits_QK[places])
 
 

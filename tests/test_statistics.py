@@ -198,6 +198,7 @@ REALSET = some_skills((2, 24), 45, 1, 1)
 QUICKSTART = some_skills((100, 100), 16, 8, 1)
 FEW_QUESTIONS = some_skills((5, 5), 50, 2, 2)
 TINY = some_skills((2, 4), 12, 2, 2)
+WITH_SINGLES = some_skills((1, 4), 40, 2, 2)
 
 
 def coverage_of_these_skills(draw: Draw, trials: int, macro: bool = False) -> float:
@@ -269,7 +270,7 @@ def test_the_other_intervals_hold_the_truth_about_19_times_in_20() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("macro", [False, True])
-@pytest.mark.parametrize("draw", [REALSET, QUICKSTART, FEW_QUESTIONS, TINY])
+@pytest.mark.parametrize("draw", [REALSET, QUICKSTART, FEW_QUESTIONS, TINY, WITH_SINGLES])
 def test_these_skills_hold_the_truth_in_95_of_100(draw: Draw, macro: bool) -> None:
     assert coverage_of_these_skills(draw, 3000, macro) == pytest.approx(0.95, abs=0.02)
 

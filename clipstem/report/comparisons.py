@@ -11,6 +11,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from clipstem.config import Perturbation
 from clipstem.question import Question
 from clipstem.report.answers import Answers, Model, Variant
 from clipstem.report.page import (
@@ -27,7 +28,14 @@ from clipstem.statistics import holm, mcnemar_exact, paired_difference
 SHOWN_SKILLS = 15
 ALONE = "Give several predictions files to compare models."
 
-WITHOUT_SIGHT = ("blank_picture", "shuffled_pictures", "options_only")
+WITHOUT_SIGHT = tuple(
+    change.value
+    for change in (
+        Perturbation.blank_picture,
+        Perturbation.shuffled_pictures,
+        Perturbation.options_only,
+    )
+)
 """Perturbations that leave nothing to see: a model that looks falls to chance."""
 
 
@@ -201,7 +209,8 @@ def robustness(answers: Answers) -> Section:
             title,
             (
                 "Nothing can be said: no predictions for perturbed questions were given. "
-                "python -m clipstem.predict makes them with perturb=.",
+                "python -m clipstem.predict makes them with perturb="
+                f"{', '.join(kind.value for kind in Perturbation if kind.value not in WITHOUT_SIGHT)}.",
             ),
         )
     worst = []
