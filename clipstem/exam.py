@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from rich.markup import escape
 from rich.table import Table
 
 from clipstem import prediction, run
@@ -100,7 +101,7 @@ class Unit:
     grade: str
     skill: str
     questions: int
-    accuracy: float
+    accuracy: float | None  # None without a question
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ class Exam:
     Attributes:
         units: those that were sat, by subject, grade and skill.
         score_RU, guess_RU: final scores of the model, and of guesses.
-        left_out: units that have fewer questions than an exam without replacement needs.
+        left_out: units without a question whose answer is known, or with fewer than an exam
+            without replacement needs.
         unknown: number of questions whose answer is not known; they cannot be asked.
         config: every setting.
     """
@@ -202,8 +204,8 @@ def sit(found: Predictions, config: ExamConfig) -> Exam:
     Raises:
         ClipstemError: if no answer is known, or no unit has enough questions.
     """
-    known_Q = np.flatnonzero(found.answer_Q >= 0)
-    if not len(known_Q):
+    known_Q = found.answer_Q >= 0
+    if not known_Q.any():
         raise ClipstemError(
             f"{config.predictions}: none of the {len(found):,} questions has a known answer, so "
             "there is no exam; predict a split that has answers"
@@ -211,17 +213,18 @@ def sit(found: Predictions, config: ExamConfig) -> Exam:
     right_Q = _chance_to_be_right(found, config.choices)
     guess_Q = 1 / found.num_options_Q
     accurate_Q = found.choice_Q == found.answer_Q
-    id_Q, *name_3Q = (
-        np.asarray(found.columns[name], dtype=object)[known_Q]
-        for name in ("id", "subject", "grade", "skill")
+    names, unit_Q = numbered(
+        zip(*(found.columns[name] for name in ("subject", "grade", "skill")), strict=True)
     )
-    names, unit_Q = numbered(zip(*name_3Q, strict=True))
-    in_order_Q = known_Q[np.lexsort((numbered(id_Q)[1], unit_Q))]
+    in_order_Q = np.lexsort((numbered(found.columns["id"])[1], unit_Q))
     places = np.split(in_order_Q, np.cumsum(np.bincount(unit_Q))[:-1])
+    needed = 1 if config.replacement else config.questions_per_skill
     units, left_out, scores = [], [], []
-    for (subject, grade, skill), here_Q in zip(names, places, strict=True):
-        unit = Unit(subject, grade, skill, len(here_Q), float(accurate_Q[here_Q].mean()))
-        if len(here_Q) < config.questions_per_skill and not config.replacement:
+    for (subject, grade, skill), all_Q in zip(names, places, strict=True):
+        here_Q = all_Q[known_Q[all_Q]]
+        accuracy = float(accurate_Q[here_Q].mean()) if len(here_Q) else None
+        unit = Unit(subject, grade, skill, len(here_Q), accuracy)
+        if unit.questions < needed:
             left_out.append(unit)
             continue
         units.append(unit)
@@ -233,7 +236,7 @@ def sit(found: Predictions, config: ExamConfig) -> Exam:
             f"largest has {most}); give replacement=true or questions_per_skill={most} or less"
         )
     score_2RU = np.stack(scores, axis=-1)
-    return Exam(units, score_2RU[0], score_2RU[1], left_out, len(found) - len(known_Q), config)
+    return Exam(units, score_2RU[0], score_2RU[1], left_out, int((~known_Q).sum()), config)
 
 
 def _chance_to_be_right(found: Predictions, choices: Choices) -> Floats:
@@ -268,31 +271,39 @@ def settings_of(config: ExamConfig) -> dict[str, Any]:
 
 def show(exam: Exam, found: Predictions) -> None:
     """Print the scores and everything that they hang on."""
-    config = exam.config
     console.print(_scores_table(exam))
     console.print(_lowest_table(exam))
-    settings = settings_of(config)
-    console.print(", ".join(f"{name}={value}" for name, value in settings.items()))
-    console.print(
+    settings = ", ".join(f"{name}={value}" for name, value in settings_of(exam.config).items())
+    for line in (settings, *_notes(exam, found)):
+        console.print(line, markup=False, highlight=False)
+
+
+def _notes(exam: Exam, found: Predictions) -> Iterator[str]:
+    length = exam.config.questions_per_skill
+    yield (
         "the intervals hold 95 % of single exams; the published score is of another test split, "
         "and its rule and length are not known"
     )
     if exam.perfect <= MASTERED_ABOVE:
-        console.print(
-            f"{config.questions_per_skill} right answers make {exam.perfect}, so no skill can be "
-            f"mastered (above {MASTERED_ABOVE})"
+        yield (
+            f"{length} right answers make {exam.perfect}, so no skill can be mastered "
+            f"(above {MASTERED_ABOVE})"
         )
     if exam.unknown:
-        console.print(f"{exam.unknown:,} questions have no known answer: not asked")
-    for units, what in (
-        (exam.left_out, "too few questions for an exam without replacement: left out"),
-        (exam.small, f"fewer than {config.questions_per_skill} questions, which come again"),
-    ):
-        if units:
-            names = ", ".join(f"{it.skill} ({it.grade}: {it.questions})" for it in units)
-            console.print(f"{len(units):,} skills have {what}: {names}", highlight=False)
+        yield f"{exam.unknown:,} questions have no known answer: not asked"
+    if exam.left_out:
+        yield f"{len(exam.left_out):,} skills have too few questions: {_names(exam.left_out)}"
+    if exam.small:
+        yield (
+            f"{len(exam.small):,} skills have fewer than {length} questions, which come again: "
+            f"{_names(exam.small)}"
+        )
     if found.unread:
-        console.print(f"columns that were not read: {', '.join(found.unread)}")
+        yield f"columns that were not read: {', '.join(found.unread)}"
+
+
+def _names(units: list[Unit]) -> str:
+    return ", ".join(f"{unit.skill} ({unit.grade}: {unit.questions})" for unit in units)
 
 
 def _scores_table(exam: Exam) -> Table:
@@ -302,7 +313,7 @@ def _scores_table(exam: Exam) -> Table:
     )  # fmt: skip
     for name in ("subject", "grade"):
         for group, score in exam.by(name).items():
-            table.add_row(group, *_cells(score))
+            table.add_row(escape(group), *_cells(score))
         table.add_section()
     table.add_row("mean of subjects", *_cells(exam.mean_of_subjects))
     table.add_row("mean of skills", *_cells(exam.mean_of_skills))
@@ -316,10 +327,10 @@ def _lowest_table(exam: Exam) -> Table:
     table = _table(title, "skill", "grade", "questions", "accuracy %", "score", "95 % of exams")
     for score, unit in scored[:LOWEST_SHOWN]:
         table.add_row(
-            unit.skill,
-            unit.grade,
+            escape(unit.skill),
+            escape(unit.grade),
             f"{unit.questions:,}",
-            f"{100 * unit.accuracy:.1f}",
+            f"{100 * (unit.accuracy or 0):.1f}",
             f"{score.mean:.1f}",
             f"{score.low:.0f} – {score.high:.0f}",
         )

@@ -341,6 +341,18 @@ def test_small_skills_are_named() -> None:
     assert [unit.skill for unit in without.units] == ["big"] and not without.small
 
 
+def test_a_skill_without_any_known_answer_is_named() -> None:
+    found = answered({"math": 0.5, "art": 0.5}, 40)
+    math_Q = np.array(found.columns["subject"]) == "math"
+    found.columns["answer"] = np.where(math_Q, found.answer_Q, -1).tolist()
+    exam = sit(found, settings_for())
+    assert [unit.subject for unit in exam.units] == ["math"]
+    assert [(unit.subject, unit.questions, unit.accuracy) for unit in exam.left_out] == [
+        ("art", 0, None)
+    ]
+    assert exam.unknown == 40
+
+
 def test_no_exam_without_answers_or_questions() -> None:
     found = answered({"math": 0.5}, 40)
     with pytest.raises(
@@ -402,9 +414,11 @@ def test_a_short_exam_says_that_nobody_can_master_a_skill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "p.parquet"
-    answered({"math": 0.5}, 20).write(path)
+    found = answered({"[/math]": 0.5}, 20)  # no markup of the terminal
+    found.write(path)
     run_main(monkeypatch, f"predictions={path}", "questions_per_skill=13", "repeats=10")
     printed = " ".join(capsys.readouterr().out.split())
+    assert "[/math]" in printed
     assert "13 right answers make 78, so no skill can be mastered (above 90)" in printed
 
 

@@ -191,6 +191,27 @@ def test_macro_is_the_unweighted_mean_of_the_subjects() -> None:
     assert summary.nll == pytest.approx(-np.log([0.9, 0.8, 0.3, 0.25]).mean())
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "average"),
+    [
+        ((38.6, 25.0, 44.9, 39.1), 36.9),  # random
+        ((50.8, 34.6, 55.1, 43.2), 45.9),  # UNITER
+        ((50.1, 26.3, 74.6, 45.0), 49.0),  # GPT-3.5-Turbo
+        ((48.3, 63.7, 59.5, 42.8), 53.6),  # CLIP ViT-B/32
+        ((50.3, 68.7, 55.1, 43.6), 54.4),  # CLIP ViT-L/14@336
+        ((87.0, 71.9, 67.7, 78.4), 76.3),  # the same, fine-tuned
+    ],
+)
+def test_the_published_averages_come_out_of_predictions_with_the_published_accuracies(
+    accuracies: tuple[float, ...], average: float
+) -> None:
+    right_Q = np.concatenate([np.arange(1000) < round(10 * share) for share in accuracies])
+    probs_QK = np.where(right_Q[:, None], [0.9, 0.1], [0.2, 0.8])
+    names = np.repeat(["science", "technology", "engineering", "math"], 1000).tolist()
+    found = summarize(probs_QK, np.zeros(4000, np.int64), np.full(4000, 2), names)
+    assert 100 * found.macro == pytest.approx(average, abs=0.051)  # both are rounded
+
+
 def test_guessing_reaches_chance() -> None:
     rng = np.random.default_rng(0)
     num_options_Q = rng.integers(2, 6, 20_000)
