@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measure import BENCHMARKS, machine, run_command
 
 from clipstem import metrics, run
 from clipstem.prediction import Predictions
-from measure import BENCHMARKS, machine, run_command
 
 QUESTIONS = {"science": 37_277, "technology": 1_713, "engineering": 3_486, "math": 171_601}
 SKILLS = {"science": 82, "technology": 9, "engineering": 6, "math": 351}

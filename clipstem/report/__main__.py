@@ -112,7 +112,7 @@ def compared(answers: Answers, config: ReportConfig) -> tuple[Section, ...]:
 def _summary(answers: Answers) -> list[str]:
     questions = answers.questions
     best = max(answers.models, key=lambda model: analyses.macro(questions, model.right_Q))
-    skill_Q, subject_Q = questions.skill.number_Q.tolist(), questions.subject.number_Q.tolist()
+    skill_Q, subject_Q = questions.skill.number_Q, questions.subject.number_Q
     interval = skills_like_these_interval(best.right_Q, skill_Q, subject_Q)
     sure = "" if interval is None else f", on skills like these {page.between(interval)}\u00a0%"
     what = "model" if len(answers.models) == 1 else "models"

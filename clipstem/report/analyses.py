@@ -39,7 +39,7 @@ Floats = NDArray[np.float64]
 def accuracy(answers: Answers, repeats: int, seed: int) -> Section:
     """Macro and micro accuracy with both intervals, and chance."""
     questions = answers.questions
-    skill_Q, subject_Q = questions.skill.number_Q.tolist(), questions.subject.number_Q.tolist()
+    skill_Q, subject_Q = questions.skill.number_Q, questions.subject.number_Q
     rows = [
         (
             model.name,

@@ -38,6 +38,9 @@ WITHOUT_SIGHT = tuple(
 )
 """Perturbations that leave nothing to see: a model that looks falls to chance."""
 
+CHANGES = {change.value for change in Perturbation} - set(WITHOUT_SIGHT)
+"""Perturbations that leave the answer true."""
+
 
 def paired(answers: Answers) -> Section:
     """Each pair of models on the same questions."""
@@ -45,7 +48,7 @@ def paired(answers: Answers) -> Section:
     pairs = list(combinations(answers.models, 2))
     if not pairs:
         return Section(title, (ALONE,))
-    skill_Q = answers.questions.skill.number_Q.tolist()
+    skill_Q = answers.questions.skill.number_Q
     found = [paired_difference(b.right_Q, a.right_Q, skill_Q) for a, b in pairs]
     adjusted = holm(np.array([one.p for one in found]))
     rows = [
@@ -210,7 +213,7 @@ def robustness(answers: Answers) -> Section:
             (
                 "Nothing can be said: no predictions for perturbed questions were given. "
                 "python -m clipstem.predict makes them with perturb="
-                f"{', '.join(kind.value for kind in Perturbation if kind.value not in WITHOUT_SIGHT)}.",
+                f"{', '.join(sorted(CHANGES))}.",
             ),
         )
     worst = []
@@ -243,9 +246,7 @@ def _changes(caption: str, answers: Answers, found: Sequence[tuple[Model, Varian
     rows = []
     for model, variant in found:
         here = variant.answered_Q
-        change = paired_difference(
-            variant.right_Q[here], model.right_Q[here], skill_Q[here].tolist()
-        )
+        change = paired_difference(variant.right_Q[here], model.right_Q[here], skill_Q[here])
         rows.append(
             (
                 model.name,

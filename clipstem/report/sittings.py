@@ -152,7 +152,7 @@ def correlation(exams: Exams) -> Section:
     """Accuracy and exam score of each skill in each grade."""
     points = {
         name: (
-            [100 * unit.accuracy for unit in found.units],
+            [100 * (unit.accuracy or 0) for unit in found.units],
             found.score_RU.mean(axis=0).tolist(),
         )
         for name, found in exams.items()
