@@ -63,7 +63,7 @@ def accuracy(answers: Answers, repeats: int, seed: int) -> Section:
         "skills.",
     )
     columns = ("model", "macro, %", *intervals, "micro, %", *intervals)
-    return Section("Accuracy", (Table("Accuracy", columns, rows, notes=notes),))
+    return Section("Accuracy", (Table("Macro and micro accuracy, with two intervals each", columns, rows, notes=notes),))
 
 
 def macro(questions: Questions, value_Q: NDArray[np.generic]) -> float:
@@ -182,7 +182,7 @@ def _group(answers: Answers, labels: Labels, what: str) -> tuple[Table, Chart]:
         )
         for number, name in enumerate(labels.names)
     ]
-    caption = f"Accuracy by {what}, %, with Wilson's 95 % interval of the group's questions"
+    caption = f"Accuracy by {what}, %, with 95 % intervals (Wilson)"
     table = Table(caption, (what, "questions", "chance", *estimates), rows)
     svg = charts.rows(
         labels.names,
