@@ -13,8 +13,8 @@ from clipstem.report.page import Chapter, Chart, Report, Section, Table
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
-import screenshot  # noqa: E402
-from test_charts import a_line  # noqa: E402
+import screenshot
+from test_charts import a_line
 
 pytestmark = [
     pytest.mark.browser,

@@ -18,7 +18,7 @@ from PIL import Image
 from samples import encoded
 
 from clipstem.config import PictureFit
-from clipstem.images import SUFFIXES, PictureSpec, check_picture, shrink, to_pixels
+from clipstem.images import SUFFIXES, PictureSpec, check_picture, shrink, thumbnail, to_pixels
 from clipstem.question import ClipstemError
 
 SIDE = 64
@@ -283,3 +283,18 @@ def test_a_large_picture_is_made_smaller_in_its_own_format(name: str) -> None:
         assert small.size == (14, 20)
         assert small.format == name.split()[0]
     assert shrink(ZOO[name], 53) is ZOO[name]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_thumbnail_of_anything_is_small_and_browsers_know_it(name: str) -> None:
+    with Image.open(io.BytesIO(ZOO[name])) as whole:
+        side = min(20, max(whole.size))
+    with Image.open(io.BytesIO(thumbnail(ZOO[name], 20))) as shown:
+        assert (shown.format, shown.mode, max(shown.size)) == ("WEBP", "RGB", side)
+
+
+def test_a_thumbnail_is_never_larger_than_its_picture_and_stands_on_white() -> None:
+    clear = Image.new("RGBA", (8, 6), (0, 0, 0, 0))
+    with Image.open(io.BytesIO(thumbnail(encoded(clear), 20))) as shown:
+        assert shown.size == (8, 6)
+        assert min(shown.getpixel((4, 3))) > 250  # type: ignore[arg-type]

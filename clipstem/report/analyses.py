@@ -63,7 +63,10 @@ def accuracy(answers: Answers, repeats: int, seed: int) -> Section:
         "skills.",
     )
     columns = ("model", "macro, %", *intervals, "micro, %", *intervals)
-    return Section("Accuracy", (Table("Macro and micro accuracy, with two intervals each", columns, rows, notes=notes),))
+    return Section(
+        "Accuracy",
+        (Table("Macro and micro accuracy, with two intervals each", columns, rows, notes=notes),),
+    )
 
 
 def macro(questions: Questions, value_Q: NDArray[np.generic]) -> float:
