@@ -187,9 +187,9 @@ class PredictConfig:
     temperature: float | None = None
     """Divides the logits; null takes the run's, or for `model=` fits it on `tune` if there."""
     perturb: Perturbation | None = None
-    """Change each question in this way before it is scored; the temperature stays the run's."""
+    """Ask changed questions: a name of `Perturbation`, such as `blank_picture` or `blur`."""
     perturb_strength: float | None = None
-    """How strongly, in the unit that `clipstem.perturb` states; null: the strength stated there."""
+    """How strongly, in the unit that `clipstem.perturb` states; null: as strongly as it states."""
     batch_size: int = 32
     """Questions scored together; changes the speed, never the answers."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

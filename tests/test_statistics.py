@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,22 +53,54 @@ def test_wilson_is_statsmodels(total: int, share: float) -> None:
     assert (found.low, found.high) == pytest.approx((scipys.low, scipys.high), abs=1e-12)
 
 
+def drawn_alike(seed: int, skills: int = 12) -> tuple[NDArray[np.bool_], list[str]]:
+    """Answers to equally many questions in each skill."""
+    rng = np.random.default_rng(seed)
+    right_Q = rng.random(6 * skills) < np.tile(rng.random(skills), 6)
+    return right_Q, [f"skill-{number:02}" for number in np.tile(np.arange(skills), 6)]
+
+
+def clustered(value_Q: NDArray[Any], skill_Q: list[str]) -> tuple[float, float]:
+    """statsmodels' interval of the mean: a regression on a constant, clustered by skill."""
+    fit = OLS(value_Q.astype(float), np.ones(len(value_Q))).fit(
+        cov_type="cluster", cov_kwds={"groups": numbered(skill_Q)[1]}, use_t=True
+    )
+    return tuple(fit.conf_int()[0])
+
+
+def jackknifed(value_Q: NDArray[Any], skill_Q: list[str]) -> tuple[float, float]:
+    """The same mean's variance, leaving out a skill at a time, and its degrees of freedom."""
+    skills = sorted(set(skill_Q))
+    means = [value_Q[[name != skill for name in skill_Q]].astype(float).mean() for skill in skills]
+    variance = (len(skills) - 1) / len(skills) * ((means - value_Q.mean()) ** 2).sum()
+    shares = [skill_Q.count(skill) / len(skill_Q) for skill in skills]
+    return variance, 1 / sum(share**2 for share in shares) - 1
+
+
 @given(seed=seeds)
-def test_skills_like_these_is_statsmodels_clustered_regression_on_a_constant(seed: int) -> None:
-    right_Q, skill_Q = drawn(seed)
+def test_skills_like_these_is_statsmodels_where_skills_are_equally_large(seed: int) -> None:
+    right_Q, skill_Q = drawn_alike(seed)
     found = skills_like_these_interval(right_Q, skill_Q)
     assert found
-    _, cluster_Q = numbered(skill_Q)
-    fit = OLS(right_Q.astype(float), np.ones(len(right_Q))).fit(
-        cov_type="cluster", cov_kwds={"groups": cluster_Q}, use_t=True
-    )
-    ((low, high),) = fit.conf_int()
+    low, high = clustered(right_Q, skill_Q)
     assert (found.low, found.high) == pytest.approx((max(low, 0), min(high, 1)))
 
 
 @given(seed=seeds)
+def test_skills_like_these_leaves_out_a_skill_at_a_time(seed: int) -> None:
+    right_Q, skill_Q = drawn(seed)
+    found = skills_like_these_interval(right_Q, skill_Q)
+    assert found
+    variance, degrees = jackknifed(right_Q, skill_Q)
+    half = scipy.stats.t.ppf(0.975, degrees) * variance**0.5
+    expected = max(right_Q.mean() - half, 0), min(right_Q.mean() + half, 1)
+    assert (found.low, found.high) == pytest.approx(expected)
+    assert degrees <= 11
+
+
+@given(seed=seeds)
 def test_a_paired_difference_is_statsmodels(seed: int) -> None:
-    right_a_Q, skill_Q = drawn(seed)
+    right_a_Q, skill_Q = drawn_alike(seed)
     right_b_Q = np.random.default_rng(seed).permutation(right_a_Q)
     found = paired_difference(right_a_Q, right_b_Q, skill_Q)
     table = [
@@ -76,12 +109,9 @@ def test_a_paired_difference_is_statsmodels(seed: int) -> None:
     ]
     assert found.p == pytest.approx(mcnemar(table, exact=True).pvalue)
     assert found.difference == pytest.approx(right_a_Q.mean() - right_b_Q.mean())
-    _, cluster_Q = numbered(skill_Q)
-    fit = OLS(right_a_Q.astype(float) - right_b_Q, np.ones(len(right_a_Q))).fit(
-        cov_type="cluster", cov_kwds={"groups": cluster_Q}, use_t=True
-    )
+    expected = clustered(right_a_Q.astype(float) - right_b_Q, skill_Q)
     assert found.interval
-    assert (found.interval.low, found.interval.high) == pytest.approx(tuple(fit.conf_int()[0]))
+    assert (found.interval.low, found.interval.high) == pytest.approx(expected)
 
 
 @given(only_a=st.integers(0, 3000), only_b=st.integers(0, 3000))
@@ -108,13 +138,10 @@ def test_the_macro_standard_error_is_that_of_a_stratified_sample_of_skills() -> 
     means, variances, degrees = [], [], []
     for subject in ("math", "science"):
         here_Q = np.array(subject_Q) == subject
-        _, cluster_Q = numbered(np.array(skill_Q)[here_Q])
-        fit = OLS(right_Q[here_Q].astype(float), np.ones(here_Q.sum())).fit(
-            cov_type="cluster", cov_kwds={"groups": cluster_Q}
-        )
-        means.append(fit.params[0])
-        variances.append(fit.bse[0] ** 2 / 4)
-        degrees.append(cluster_Q.max())
+        variance, degree = jackknifed(right_Q[here_Q], np.array(skill_Q)[here_Q].tolist())
+        means.append(right_Q[here_Q].mean())
+        variances.append(variance / 4)
+        degrees.append(degree)
     t = scipy.stats.t(
         sum(variances) ** 2 / sum(v**2 / d for v, d in zip(variances, degrees, strict=True))
     )
@@ -223,13 +250,18 @@ def coverage_of_these_skills(draw: Draw, trials: int, macro: bool = False) -> fl
     return held / trials
 
 
-def coverage_of_skills_like_these(skills: int, questions: int, trials: int) -> float:
+def coverage_of_skills_like_these(
+    skills: int, questions: int, trials: int, unequal: bool = False
+) -> float:
     """Each trial: other skills whose accuracies come from the same distribution."""
     rng = np.random.default_rng(1)
     held = 0
-    names = [str(skill) for skill in np.repeat(np.arange(skills), questions)]
     for _ in range(trials):
-        true_Q = np.repeat(rng.beta(2, 2, skills), questions)
+        size_S = np.full(skills, questions)
+        if unequal:
+            size_S = np.ceil(size_S * np.exp(rng.normal(0, 0.8, skills))).astype(int)
+        names = [str(skill) for skill in np.repeat(np.arange(skills), size_S)]
+        true_Q = np.repeat(rng.beta(2, 2, skills), size_S)
         found = skills_like_these_interval(rng.random(len(true_Q)) < true_Q, names)
         assert found
         held += found.low <= 0.5 <= found.high
@@ -284,6 +316,13 @@ def test_skills_like_these_and_differences_hold_the_truth_in_95_of_100(
     found = coverage_of_skills_like_these(skills, questions, trials)
     assert found == pytest.approx(0.95, abs=0.02)
     assert coverage_of_a_difference(skills, questions, trials) == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("skills", [10, 16, 45])
+def test_skills_like_these_hold_the_truth_where_few_have_most_questions(skills: int) -> None:
+    found = coverage_of_skills_like_these(skills, 12, 4000, unequal=True)
+    assert found == pytest.approx(0.95, abs=0.02)
 
 
 @pytest.mark.slow
