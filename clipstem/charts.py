@@ -26,6 +26,8 @@ from matplotlib.ticker import EngFormatter, LogLocator
 
 WIDTH_INCHES = 6.6
 ROW_INCHES = 0.19  # of a chart of rows, for each line in it
+NAME_LETTERS = 50  # of a row or a series; longer names are cut
+LEGEND_LETTERS = 84  # in a line of the legend, marks included
 MARKERS = "os^DvPX*"
 MEASURED_WITH = "DejaVu Sans"  # matplotlib's own font, wider than those that readers have
 
@@ -133,7 +135,7 @@ def scatter(
         axes.plot(x, y, label=name, **{**style, "linestyle": "none"}, alpha=0.75)
         for where in zip(x, y, (point_labels or {}).get(name, ()), strict=False):
             axes.annotate(
-                where[2],
+                _short(where[2]),
                 where[:2],
                 (4, 3),
                 textcoords="offset points",
@@ -183,7 +185,7 @@ def rows(
             color=_STAND_IN["muted"],
             label=label,
         )
-    axes.set_yticks(places, names)
+    axes.set_yticks(places, [_short(name) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)
@@ -194,6 +196,11 @@ def _figure(height_inches: float) -> tuple[Figure, Axes]:
     figure = Figure((WIDTH_INCHES, height_inches), layout="constrained")
     figure.patch.set_visible(False)
     return figure, figure.add_subplot(facecolor="none")
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for the chart; the tables have all of it."""
+    return name if len(name) <= NAME_LETTERS else f"{name[: NAME_LETTERS - 1]}…"
 
 
 def _styles() -> Any:
@@ -216,8 +223,10 @@ def _svg(figure: Figure, axes: Axes, x_label: str, y_label: str, alt: str) -> st
         if labels:
             # matplotlib puts plain lines first: the reference comes behind the series
             order = sorted(range(len(labels)), key=lambda i: not isinstance(handles[i], Container))
+            labels = [_short(label) for label in labels]
             shown = [handles[i] for i in order], [labels[i] for i in order]
-            figure.legend(*shown, loc="outside upper left", ncols=min(len(labels), 4))
+            columns = max(1, LEGEND_LETTERS // (max(map(len, labels)) + 6))
+            figure.legend(*shown, loc="outside upper left", ncols=min(len(labels), columns))
         FigureCanvasSVG(figure).print_svg(  # type: ignore[no-untyped-call]
             buffer, metadata={"Date": None, "Creator": None}
         )

@@ -15,7 +15,7 @@ from clipstem import charts
 from clipstem.charts import THEME, Estimate
 
 SVG = "{http://www.w3.org/2000/svg}"
-HOSTILE = "<script>alert(\"1\")</script> & $\\frac{$ 技 font-family: 'DejaVu'"
+HOSTILE = '<script>1</script> & $\\frac{$ 技 font-family: "D'
 
 
 def a_line(name: str = "a") -> str:
@@ -80,6 +80,17 @@ def test_a_value_that_is_not_there_is_not_drawn() -> None:
     two = some_rows()
     marks = [len(re.findall(r"<use [^>]*fill: var\(--series0\)", svg)) for svg in (one, two)]
     assert marks == [2, 2]  # in the legend and in the chart
+
+
+def test_long_names_are_cut_and_leave_room() -> None:
+    name = " ".join(["long"] * 60)
+    estimate = [Estimate(50, 40, 60)]
+    drawn = [
+        charts.rows([name], {name: estimate}, "x", "alt"),
+        charts.scatter({name: ([1.0], [2.0])}, "x", "y", "alt", point_labels={name: [name]}),
+    ]
+    for svg in drawn:
+        assert len(re.findall(r">long [^<]{44}…</text>", svg)) == 2
 
 
 def luminance(colour: str) -> float:
