@@ -122,7 +122,7 @@ def test_mcnemar_is_scipys_binomial_test(only_a: int, only_b: int) -> None:
     assert mcnemar_exact(only_a, only_a) == 1
 
 
-@settings(max_examples=8)  # statsmodels collects garbage at each call
+@settings(max_examples=4)  # statsmodels collects garbage at each call
 @given(seed=seeds, skills=st.integers(1, 30))
 def test_holm_is_statsmodels(seed: int, skills: int) -> None:
     p_S = np.random.default_rng(seed).random(skills).round(2)  # some are equal
