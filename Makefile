@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: install quickstart test check slow
+.PHONY: install quickstart test check slow browser
 
 install: $(VENV)/installed
 
@@ -13,9 +13,9 @@ $(VENV)/installed: pyproject.toml
 	$(RUN) -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-# Draw an exam bank, prepare shards, fine-tune from scratch, predict, sit the exam. What is done
-# already is not done again, and a training that was stopped goes on.
-quickstart: runs/quickstart/predictions/test.parquet
+# Draw an exam bank, prepare shards, fine-tune from scratch, predict, write the report, sit the exam.
+# What is done already is not done again, and a training that was stopped goes on.
+quickstart: runs/quickstart/report/report.html
 	$(RUN) -m clipstem.exam predictions=runs/quickstart/predictions/test.parquet
 
 shards/quickstart/manifest.json: | install
@@ -27,6 +27,9 @@ runs/quickstart/DONE: shards/quickstart/manifest.json
 
 runs/quickstart/predictions/test.parquet: runs/quickstart/DONE
 	$(RUN) -m clipstem.predict run=runs/quickstart data=shards/quickstart split=test
+
+runs/quickstart/report/report.html: | runs/quickstart/predictions/test.parquet
+	$(RUN) -m clipstem.report predictions=[runs/quickstart/predictions/test.parquet] data=shards/quickstart out=runs/quickstart/report
 
 test: install
 	$(RUN) -m pytest
@@ -42,3 +45,7 @@ check: install
 # Minutes to hours: the full oracle, large data, long runs.
 slow: install
 	$(RUN) -m pytest -m slow
+
+# The report in chromium: both themes, sorting, printing.
+browser: install
+	$(RUN) -m pytest -m browser

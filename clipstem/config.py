@@ -507,13 +507,9 @@ class Choices(Enum):
 
 
 @dataclass
-class ExamConfig:
-    """`python -m clipstem.exam`: the score, 0 to 100, that answers get in an exam of each skill."""
+class ExamRules:
+    """How an exam is sat."""
 
-    predictions: str = MISSING
-    """A predictions file."""
-    out: str | None = None
-    """A new folder for `exam.json` and `exam.parquet`; null only prints."""
     rule: Rule = Rule.regular
     """How an answer changes the score: `regular`, `advanced`, `fast` or `powerpath`."""
     questions_per_skill: int = 100
@@ -530,6 +526,47 @@ class ExamConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "questions_per_skill", "repeats")
         _require_at_least(self, 0, "seed")
+
+
+@dataclass
+class ExamConfig(ExamRules):
+    """`python -m clipstem.exam`: the score, 0 to 100, that answers get in an exam of each skill."""
+
+    predictions: str = MISSING
+    """A predictions file."""
+    out: str | None = None
+    """A new folder for `exam.json` and `exam.parquet`; null only prints."""
+
+
+@dataclass
+class ReportConfig:
+    """`python -m clipstem.report`: what predictions files say, as one HTML file and as Markdown."""
+
+    predictions: list[str] = MISSING
+    """Predictions files for the same questions; with answers to perturbed ones where there are."""
+    out: str = MISSING
+    """The report's folder, which must not exist yet."""
+    data: str | None = None
+    """The prepared folder of the questions, or its URL; for texts and pictures."""
+    names: list[str] = field(default_factory=list)
+    """What the models are called, in the order of their files; empty takes the runs' names."""
+    exam: ExamRules = field(default_factory=ExamRules)
+    mistakes: int = 12
+    """Most confident mistakes shown of each model, one a skill; needs `data`."""
+    bins: int = 10
+    """Bins of confidence in the reliability diagrams and the calibration error."""
+    repeats: int = 2000
+    """Bootstrap repeats behind an interval."""
+    seed: int = 0
+    """Seed of the bootstrap and of drawn questions."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "bins", "repeats")
+        _require_at_least(self, 0, "seed", "mistakes")
+        if self.predictions != MISSING and not self.predictions:
+            raise ClipstemError(
+                "conf key 'predictions': names no file; expected [<file>.parquet, …]"
+            )
 
 
 SOURCE_SPLITS = ("train", "valid", "test")
@@ -655,7 +692,8 @@ def _settings(schema: Any, prefix: str = "") -> Iterator[tuple[str, type, Any]]:
         default = it.default if it.default_factory is NO_DEFAULT else it.default_factory()
         typed = default.value if isinstance(default, Enum) else default
         typed = str(typed).lower() if isinstance(typed, bool) else typed
-        yield f"{prefix}{it.name}", schema, "<needed>" if typed == MISSING else typed
+        owner = next(base for base in schema.__mro__ if it.name in vars(base)["__annotations__"])
+        yield f"{prefix}{it.name}", owner, "<needed>" if typed == MISSING else typed
 
 
 class _one_line_errors:

@@ -85,6 +85,23 @@ def decoded(data: bytes) -> Image.Image:
         return image.convert("RGB")
 
 
+def thumbnail(data: bytes, max_side: int) -> bytes:
+    """The picture on white as WebP, its longer side at most `max_side` px, for people to look at.
+
+    Raises:
+        ClipstemError: if the bytes are not a picture that can be read whole.
+    """
+    with _open(data, MAX_PIXELS) as image:
+        image.draft("RGB", (max_side, max_side))  # a JPEG is decoded near the size asked for
+        _decode(image)
+        shown = image.convert("RGBA")
+    shown.thumbnail((max_side, max_side))
+    white = Image.new("RGBA", shown.size, "white")
+    buffer = io.BytesIO()
+    Image.alpha_composite(white, shown).convert("RGB").save(buffer, "WEBP", quality=80)
+    return buffer.getvalue()
+
+
 @dataclass(frozen=True)
 class PictureSpec:
     """How a picture file becomes a model's input; stored with the weights.

@@ -23,7 +23,10 @@ from clipstem.question import ClipstemError
 MAY_CHANGE = {"resume", "out", "data", "trainer", "logger"}
 """Settings of a run that may be others when it is resumed: where things are, machine and logs."""
 
-PACKAGES = ("clipstem", "torch", "torchvision", "open_clip_torch", "lightning", "numpy", "pillow")
+PACKAGES = (
+    "clipstem", "torch", "torchvision", "open_clip_torch", "lightning",
+    "numpy", "scipy", "pyarrow", "matplotlib", "pillow",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -141,13 +144,19 @@ def finished(folder: Path) -> Run:
 def environment() -> dict[str, Any]:
     """What the results may depend on besides the config: code, versions and machine."""
     return {
-        "command": f"python -m clipstem.{Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}",
+        "command": f"python -m clipstem.{_verb()} {shlex.join(sys.argv[1:])}",
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
     }
+
+
+def _verb() -> str:
+    """The module that was run; of a package it is its `__main__`."""
+    program = Path(sys.argv[0])
+    return program.parent.name if program.stem == "__main__" else program.stem
 
 
 def _version(package: str) -> str | None:

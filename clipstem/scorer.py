@@ -177,6 +177,7 @@ class Scorer:
             provenance={
                 **self.provenance,
                 "weights_sha256": self.weights_sha256 or self.model.weights_sha256(),
+                "parameters": sum(weight.numel() for weight in self.model.parameters()),
                 "data": dataset.location,
                 "data_sha256": dataset.manifest.data_sha256,
                 "split": split,

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+Names = Sequence[str] | Ints
+"""Of a group for each question; any numbers will do."""
+
 LEVEL = 0.95  # of every interval
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 
@@ -45,10 +48,10 @@ def wilson(right: float, total: float) -> Interval:
 
 def these_skills_interval(
     right_Q: NDArray[np.bool_],
-    skill_Q: Sequence[str],
+    skill_Q: Names,
     repeats: int = 2000,
     seed: int = 0,
-    subject_Q: Sequence[str] | None = None,
+    subject_Q: Names | None = None,
 ) -> Interval:
     """Where the accuracy would lie on other questions of the same skills.
 
@@ -85,7 +88,7 @@ def these_skills_interval(
 
 
 def skills_like_these_interval(
-    right_Q: NDArray[Any], skill_Q: Sequence[str], subject_Q: Sequence[str] | None = None
+    right_Q: NDArray[Any], skill_Q: Names, subject_Q: Names | None = None
 ) -> Interval | None:
     """Where the accuracy would lie on other skills of the same sort; None below 10 skills.
 
@@ -119,9 +122,7 @@ class Paired:
     p: float
 
 
-def paired_difference(
-    right_a_Q: NDArray[Any], right_b_Q: NDArray[Any], skill_Q: Sequence[str]
-) -> Paired:
+def paired_difference(right_a_Q: NDArray[Any], right_b_Q: NDArray[Any], skill_Q: Names) -> Paired:
     """Compare two models, or the shares of several runs that are right, question by question."""
     difference_Q = right_a_Q.astype(np.float64) - right_b_Q
     return Paired(
@@ -156,17 +157,28 @@ def holm(p_S: Floats) -> Floats:
 
 def numbered(names: Iterable[Hashable]) -> tuple[list[Any], Ints]:
     """The distinct names in their order, and the place of each name among them."""
+    if isinstance(names, np.ndarray):
+        values, place_Q = np.unique(names, return_inverse=True)
+        return values.tolist(), place_Q
     names = list(names)
     distinct: list[Any] = sorted(set(names))
     place = {name: number for number, name in enumerate(distinct)}
     return distinct, np.fromiter((place[name] for name in names), np.int64, len(names))
 
 
-def _strata(skill_Q: Sequence[str], subject_Q: Sequence[str] | None) -> tuple[Ints, Ints]:
+def _cells(skill_Q: Names, subject_Q: Names | None) -> tuple[Ints, Ints]:
+    """Number of the subject of each question, and of the skill in it; without subjects in one."""
+    of_subject_Q = np.zeros(len(skill_Q), np.int64)
+    if subject_Q is not None:
+        _, of_subject_Q = numbered(subject_Q)
+    skills, skill_number_Q = numbered(skill_Q)
+    _, cell_Q = numbered(of_subject_Q * len(skills) + skill_number_Q)
+    return of_subject_Q, cell_Q
+
+
+def _strata(skill_Q: Names, subject_Q: Names | None) -> tuple[Ints, Ints]:
     """Number of the skill and of the subject of each question; single questions are joined."""
-    subjects = [""] * len(skill_Q) if subject_Q is None else subject_Q
-    _, of_subject_Q = numbered(subjects)
-    _, skill_number_Q = numbered(zip(subjects, skill_Q, strict=True))
+    of_subject_Q, skill_number_Q = _cells(skill_Q, subject_Q)
     size_S = np.bincount(skill_number_Q)
     for subject in np.unique(of_subject_Q):
         skills = np.unique(skill_number_Q[of_subject_Q == subject])
@@ -175,19 +187,18 @@ def _strata(skill_Q: Sequence[str], subject_Q: Sequence[str] | None) -> tuple[In
         if len(single):
             home = others[size_S[others].argmin()] if len(others) else single[0]
             skill_number_Q[np.isin(skill_number_Q, single)] = home
-    _, strata_Q = numbered(skill_number_Q.tolist())
+    _, strata_Q = numbered(skill_number_Q)
     return strata_Q, of_subject_Q
 
 
 def _clustered(
-    value_Q: Floats, skill_Q: Sequence[str], subject_Q: Sequence[str] | None, least: float
+    value_Q: Floats, skill_Q: Names, subject_Q: Names | None, least: float
 ) -> Interval | None:
     """The interval over skills of a mean of values from `least` to 1."""
-    subjects = [""] * len(skill_Q) if subject_Q is None else subject_Q
-    cells, cluster_Q = numbered(zip(subjects, skill_Q, strict=True))
-    _, subject_S = numbered(subject for subject, _ in cells)
+    of_subject_Q, cluster_Q = _cells(skill_Q, subject_Q)
+    subject_S = of_subject_Q[np.unique(cluster_Q, return_index=True)[1]]
     skills_J = np.bincount(subject_S)
-    if len(cells) < FEWEST_SKILLS or skills_J.min() < 2:
+    if len(subject_S) < FEWEST_SKILLS or skills_J.min() < 2:
         return None
     questions_S, sum_S = np.bincount(cluster_Q), np.bincount(cluster_Q, value_Q)
     questions_J, sum_J = np.bincount(subject_S, questions_S), np.bincount(subject_S, sum_S)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+import math
 import shutil
 import signal
 import warnings
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from clipstem import averages, console, layers, loader, run, shards, towers
+from clipstem import averages, charts, console, layers, loader, run, shards, towers
 from clipstem.atomic import new_file, new_folder
 from clipstem.callbacks import AverageWeights, Bar, EvaluateOnTune, summary_on_tune
 from clipstem.config import Precision, TrainConfig, TuneMode, verb
@@ -289,16 +290,30 @@ def _choose_weights(
         alpha, curve = averages.wise_ft(start, tuned, score, tune.wise_ft_keeps)
         tuned = averages.between(start, tuned, alpha)
         made.write_facts(alpha=alpha)
-        _write_curve(made, curve)
+        _write_curve(made, curve, alpha)
     model.load_state_dict(tuned)
 
 
-def _write_curve(made: Run, curve: Sequence[averages.Point]) -> None:
-    """`wise_ft.csv` in the run's folder."""
+def _write_curve(made: Run, curve: Sequence[averages.Point], alpha: float) -> None:
+    """`wise_ft.csv` and `wise_ft.svg` in the run's folder."""
     with new_file(made.folder / "wise_ft.csv", replace=True) as partial:
         lines = [",".join(vars(curve[0]))]
         lines += [",".join(map(str, vars(point).values())) for point in curve]
         partial.write_text("\n".join(lines) + "\n")
+    chosen = [100 * it.macro if it.alpha == alpha else math.nan for it in curve]
+    drawn = charts.line(
+        [point.alpha for point in curve],
+        {
+            "macro": [100 * point.macro for point in curve],
+            "micro": [100 * point.micro for point in curve],
+            f"chosen: α = {alpha:g}": chosen,
+        },
+        "α (0: starting weights, 1: tuned weights)",
+        "accuracy on tune, %",
+        f"Accuracy on tune between the starting and the tuned weights; α = {alpha:g} is chosen.",
+    )
+    with new_file(made.folder / "wise_ft.svg", replace=True) as partial:
+        partial.write_text(drawn)
 
 
 def _uses_bf16(precision: Precision, on_cuda: bool) -> bool:

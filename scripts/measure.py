@@ -160,7 +160,24 @@ def blocks() -> dict[str, str]:
         "`python scripts/measure.py <experiment>`, with machine and versions in `benchmarks/`."
     ]
     quickstart = json.loads((BENCHMARKS / "quickstart.json").read_text())
-    return {"quickstart": printed(quickstart), "results": "\n".join(rows)}
+    report = json.loads((BENCHMARKS / "report.json").read_text())
+    return {
+        "quickstart": printed(quickstart),
+        "results": "\n".join(rows),
+        "report": at_stems_size(report),
+    }
+
+
+def at_stems_size(figures: dict[str, Any]) -> str:
+    """What exam and report take on predictions of the size of STEM's test split."""
+    exam, report = figures["commands"]
+    return (
+        f"At STEM's size ({figures['questions']:,} predictions, {figures['skills']} skills, on one "
+        "core, measured by\n`python scripts/measure_report.py`): exam of one file "
+        f"{exam['core_seconds']:.0f} s, {exam['peak_gib']:.2f} GiB; report of four files "
+        f"{report['core_seconds']:.0f} s,\n{report['peak_gib']:.2f} GiB, "
+        f"{figures['html_mib']:.1f} MiB of HTML."
+    )
 
 
 def printed(figures: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ from clipstem.config import (
     PictureFit,
     PredictConfig,
     PrepareConfig,
+    ReportConfig,
     Source,
     TrainConfig,
     TuneConfig,
@@ -45,6 +46,7 @@ SCHEMAS: dict[str, type[Any]] = {
     "bank": BankConfig,
     "assemble": AssembleConfig,
     "exam": ExamConfig,
+    "report": ReportConfig,
 }
 NEEDED = {
     "train": ["data=d", "out=o"],
@@ -53,6 +55,7 @@ NEEDED = {
     "bank": ["out=o"],
     "assemble": ["out=o", "picture.name=p", "text.name=t"],
     "exam": ["predictions=p"],
+    "report": ["predictions=[p]", "out=o"],
 }
 OPENED_WITH = {"model": ("train", ""), "trainer": ("train", ""), "experiment": ("train", "+")}
 OPENED_WITH |= {"drawn": ("prepare", "+"), "tune": ("train", ""), "assembled": ("assemble", "+")}
@@ -76,7 +79,7 @@ FILES = sorted(path.relative_to(conf_folder()) for path in conf_folder().rglob("
 
 def test_every_file_of_conf_is_known_here() -> None:
     everything = [path for path in conf_folder().rglob("*") if path.is_file()]
-    assert len(FILES) == len(everything) == 33
+    assert len(FILES) == len(everything) == 34
     folders = {str(file.parent) for file in FILES}
     assert folders == {".", *OPENED_WITH}
     assert {file.stem for file in FILES if file.parent == Path()} == {"quiet", *SCHEMAS}
@@ -344,7 +347,11 @@ def test_every_setting_is_described_under_its_default_and_every_section_in_itsel
             and isinstance(text, ast.Expr)
             and ast.unparse(text).rstrip("'\"").endswith(".")
         }
-        hints = get_type_hints(getattr(config, node.name))
+        schema = getattr(config, node.name)
+        inherited = {
+            name for base in schema.__mro__[1:-1] for name in vars(base)["__annotations__"]
+        }
+        hints = {n: hint for n, hint in get_type_hints(schema).items() if n not in inherited}
         sections = {name for name, hint in hints.items() if is_dataclass(hint)}
         assert described | sections == set(hints), node.name
         checked_classes.add(node.name)

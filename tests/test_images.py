@@ -23,7 +23,15 @@ from samples import encoded
 
 from clipstem import images, resize
 from clipstem.config import PictureFit
-from clipstem.images import SUFFIXES, PictureSpec, change_mildly, check_picture, shrink, to_pixels
+from clipstem.images import (
+    SUFFIXES,
+    PictureSpec,
+    change_mildly,
+    check_picture,
+    shrink,
+    thumbnail,
+    to_pixels,
+)
 from clipstem.question import ClipstemError
 
 SIDE = 64
@@ -365,3 +373,18 @@ def test_at_least_nine_tenths_of_a_picture_stay() -> None:
         # Contrast and brightness are within a tenth, what is cut off within a twentieth a side.
         spread = (changed[:, -1].mean() - changed[:, 0].mean()) / 99
         assert 0.94 * 0.9 * 0.9 - 0.02 <= spread <= 1.1 * 1.1 + 0.02
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_thumbnail_of_anything_is_small_and_browsers_know_it(name: str) -> None:
+    with Image.open(io.BytesIO(ZOO[name])) as whole:
+        side = min(20, max(whole.size))
+    with Image.open(io.BytesIO(thumbnail(ZOO[name], 20))) as shown:
+        assert (shown.format, shown.mode, max(shown.size)) == ("WEBP", "RGB", side)
+
+
+def test_a_thumbnail_is_never_larger_than_its_picture_and_stands_on_white() -> None:
+    clear = Image.new("RGBA", (8, 6), (0, 0, 0, 0))
+    with Image.open(io.BytesIO(thumbnail(encoded(clear), 20))) as shown:
+        assert shown.size == (8, 6)
+        assert min(shown.getpixel((4, 3))) > 250  # type: ignore[arg-type]

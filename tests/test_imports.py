@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "clipstem"
 
 ROWS = (
     ("question",),
-    ("atomic", "config", "splits", "workers", "resize", "bank.skill"),
+    ("atomic", "config", "splits", "workers", "resize", "bank.skill", "charts", "report"),
     ("prediction", "run", "bank.canvas"),
     ("bank.science", "bank.technology", "bank.engineering", "bank.math"),
     ("bank",),
@@ -21,11 +21,14 @@ ROWS = (
     ("storage", "images", "metrics", "statistics"),
     ("shards", "console", "sources", "tokens"),
     ("jsonl", "packing", "exam", "perturb"),
-    ("spool", "pairs"),
+    ("spool", "pairs", "report.published", "report.page"),
+    ("report.answers",),
+    ("report.analyses", "report.comparisons", "report.gallery"),
+    ("report.sittings",),
     ("towers", "loss", "loader", "csv_log", "memory"),
     ("scorer", "layers", "averages"),
     ("features", "learner", "callbacks"),
-    ("prepare", "train", "predict", "assemble", "bank.__main__"),
+    ("prepare", "train", "predict", "assemble", "bank.__main__", "report.__main__"),
 )
 """From the bottom up: a module imports from rows below its own, never from its own or above."""
 
@@ -39,12 +42,18 @@ LIGHT = (
     "shards",
     "pairs",
     "packing",
+    "exam",
+    "charts",
+    "report.__main__",
+    "report.gallery",
 )
 
 ONLY_IN = {
     "open_clip": {"towers", "layers"},
     "webdataset": {"shards"},
     "numba": {"resize"},
+    "matplotlib": {"charts"},
+    "jinja2": {"report.page"},
 }
 
 

@@ -49,6 +49,7 @@ def test_a_runs_predictions_go_into_its_folder(run: Path, drawn_data: Path) -> N
     found = prediction.read(run / "predictions" / "test.parquet")
     assert found.provenance["run"] == str(run)
     assert found.provenance["train_questions_of_skill"]["weather"] == 18
+    assert found.provenance["parameters"] > 1_000_000
     with pytest.raises(ClipstemError, match=r"test\.parquet exists and is never overwritten"):
         predict(settings(drawn_data, run=str(run), split="test"))
 

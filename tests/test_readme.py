@@ -35,9 +35,10 @@ SCHEMAS = {
     "bank": config.BankConfig,
     "assemble": config.AssembleConfig,
     "exam": config.ExamConfig,
+    "report": config.ReportConfig,
 }
 MODULES: dict[str, Any] = {
-    verb: import_module("clipstem.bank.__main__" if verb == "bank" else f"clipstem.{verb}")
+    verb: import_module(f"clipstem.{verb}{'.__main__' if verb in ('bank', 'report') else ''}")
     for verb in SCHEMAS
 }
 DRAWN = "questions_per_skill={train: 6, valid: 2, test: 2}"
@@ -88,6 +89,8 @@ def shrunk(verb: str, overrides: list[str]) -> list[str]:
         return [*overrides, "batch_size=8", "trainer.workers=0"]
     if verb == "exam":
         return [*overrides, "repeats=20"]
+    if verb == "report":
+        return [*overrides, "repeats=20", "exam.repeats=20"]
     return overrides
 
 
@@ -153,7 +156,7 @@ def test_the_readmes_commands_run_in_their_order(
     monkeypatch.chdir(tmp_path)
     bring_questions(tmp_path, monkeypatch)
     commands = readme_commands()
-    assert len(commands) == 16
+    assert len(commands) == 17
     for command in commands:
         if "resume=true" in command:  # of a run that is not finished
             (tmp_path / "runs/first/DONE").unlink()
@@ -162,6 +165,7 @@ def test_the_readmes_commands_run_in_their_order(
     assert made == {"careful", "first", "mini", "vit_b32"}
     assert (tmp_path / "preds.txt").is_file()
     assert (tmp_path / "runs/first/exam/exam.json").is_file()
+    assert (tmp_path / "report/report.html").is_file()
     python = re.search(r"```python\n(import clipstem.*?)```", README, flags=re.S)
     assert python
     names: dict[str, Any] = {}
@@ -212,10 +216,18 @@ def test_the_quickstart_reaches_what_it_promises() -> None:
     assert max(ran["peak_gib"] for ran in figures["commands"]) < 4
 
 
+def test_exam_and_report_of_stems_size_take_what_was_promised() -> None:
+    figures = json.loads((measure.BENCHMARKS / "report.json").read_text())
+    exam, report = figures["commands"]
+    assert (figures["questions"], figures["skills"]) == (214_077, 448)
+    assert exam["core_seconds"] < 10
+    assert report["core_seconds"] < 30 and report["peak_gib"] < 1 and figures["html_mib"] < 10
+
+
 def test_make_quickstart_runs_the_experiments_commands() -> None:
     makefile = (ROOT / "Makefile").read_text().replace("$(RUN)", "python")
     commands = measure.commands(ROOT / "conf" / "experiment" / "quickstart.yaml")
-    assert len(commands) == 4 and all(command in makefile for command in commands)
+    assert len(commands) == 5 and all(command in makefile for command in commands)
 
 
 def test_the_readmes_figures_are_the_measured_ones() -> None:

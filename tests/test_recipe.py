@@ -260,6 +260,8 @@ def test_the_curve_is_written_drawn_and_ends_at_start_and_soup(
     rows = rows_of(interpolated.folder / "wise_ft.csv")
     assert list(rows[0]) == ["alpha", "macro", "micro", "nll"]
     assert [float(row["alpha"]) for row in rows] == list(ALPHAS)
+    alpha = interpolated.facts["alpha"]
+    assert f"chosen: α = {alpha:g}" in (interpolated.folder / "wise_ft.svg").read_text()
     dataset = shards.open_dataset(str(drawn_data))
     model = towers.create(SMALL)
     kept = [weights_in(interpolated.kept(step)) for step in interpolated.facts["soup"]]

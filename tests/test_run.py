@@ -141,3 +141,8 @@ def test_the_environment_names_code_versions_and_machine(monkeypatch: pytest.Mon
     assert found["versions"]["torch"] == torch.__version__.split("+")[0]
     assert {"clipstem", "numpy", "pillow", "open_clip_torch"} <= found["versions"].keys()
     assert json.loads(json.dumps(found)) == found
+
+
+def test_a_package_that_is_run_is_named_without_its_main(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/x/clipstem/bank/__main__.py", "out=b"])
+    assert run.environment()["command"] == "python -m clipstem.bank out=b"

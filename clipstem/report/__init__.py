@@ -1,0 +1,1 @@
+"""The report: what predictions files say, as one HTML file and as Markdown."""

@@ -1,0 +1,199 @@
+"""`python -m clipstem.report predictions=[a.parquet,b.parquet] out=folder`: write the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+from clipstem.atomic import new_folder
+from clipstem.config import ReportConfig, verb
+from clipstem.report import analyses, comparisons, page, sittings
+from clipstem.report.answers import Answers, Model, gather
+from clipstem.report.page import NOTHING, Chapter, Command, Part, Report, Section, Table
+from clipstem.report.sittings import Exams
+from clipstem.run import environment
+from clipstem.statistics import skills_like_these_interval
+
+LONG = ("train_questions_of_skill", "perturbation")
+"""Provenance that has its own place in the report."""
+
+WITHOUT_DATA = "The questions' texts and pictures were not given: see data=<prepared folder>."
+
+
+def write_report(config: ReportConfig) -> Path:
+    """Write the report's folder; returns its HTML file.
+
+    Raises:
+        ClipstemError: if `out` exists, or a predictions file or the data is not as expected.
+    """
+    with new_folder(Path(config.out)) as folder:
+        report = build(config, environment())
+        (folder / "report.html").write_text(page.html(report))
+        (folder / "report.md").write_text(page.markdown(report))
+        for name, data in page.files(report).items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(data)
+    return Path(config.out) / "report.html"
+
+
+def build(config: ReportConfig, made: Mapping[str, Any]) -> Report:
+    """The report; `made` says by which command and versions."""
+    answers = gather([Path(path) for path in config.predictions], config.names)
+    exams = sittings.sit(answers, config.exam)
+    return Report(
+        title="How well the questions were answered",
+        summary=_summary(answers),
+        chapters=(
+            Chapter("Headline", headline(answers, exams, config)),
+            Chapter("Analyses", breakdown(answers, exams, config)),
+            Chapter("Comparisons", compared(answers, config)),
+            Chapter("How this was made", how(answers, config, made)),
+        ),
+    )
+
+
+def headline(answers: Answers, exams: Exams, config: ReportConfig) -> tuple[Section, ...]:
+    return (
+        _what_was_read(answers),
+        analyses.accuracy(answers, config.repeats, config.seed),
+        sittings.headline(exams, config.exam),
+        analyses.probability_quality(answers, config.bins),
+        analyses.published_results(),
+    )
+
+
+def breakdown(answers: Answers, exams: Exams, config: ReportConfig) -> tuple[Section, ...]:
+    return (
+        analyses.by_subject(answers),
+        analyses.by_grade(answers),
+        sittings.by_group(answers, exams),
+        analyses.by_length(answers),
+        analyses.by_kind(answers),
+        analyses.by_options(answers),
+        analyses.by_training_questions(answers),
+        analyses.by_size(answers),
+        analyses.calibration(answers, config.bins),
+        sittings.correlation(exams),
+        analyses.people(answers),
+        analyses.every_skill(
+            answers, {name: sittings.of_skills(answers, one) for name, one in exams.items()}
+        ),
+    )
+
+
+def compared(answers: Answers, config: ReportConfig) -> tuple[Section, ...]:
+    tables: list[Part] = [comparisons.positions(answers)]
+    galleries: list[Part] = []
+    if config.data is None:
+        tables.append(WITHOUT_DATA)
+        galleries.append(WITHOUT_DATA)
+    else:
+        from clipstem.report import gallery  # reads shards
+
+        texts = gallery.find(config.data, answers)
+        drawn = gallery.with_text_options(answers, texts, config.seed)
+        tables.append(comparisons.lengths(answers, drawn, texts.read(drawn)))
+        galleries += [
+            gallery.mistakes(answers, model, texts, config.mistakes, f"mistake-{number}")
+            for number, model in enumerate(answers.models)
+        ]
+    return (
+        comparisons.paired(answers),
+        comparisons.disagreement(answers),
+        comparisons.sight(answers),
+        comparisons.robustness(answers),
+        Section("Habits: positions and lengths", tables),
+        Section("Mistakes", galleries),
+    )
+
+
+def _summary(answers: Answers) -> list[str]:
+    questions = answers.questions
+    best = max(answers.models, key=lambda model: analyses.macro(questions, model.right_Q))
+    skill_Q, subject_Q = questions.skill.number_Q, questions.subject.number_Q
+    interval = skills_like_these_interval(best.right_Q, skill_Q, subject_Q)
+    sure = "" if interval is None else f", on skills like these {page.between(interval)}\u00a0%"
+    what = "model" if len(answers.models) == 1 else "models"
+    return [
+        f"{len(answers.models)} {what}, {len(questions):,} questions of "
+        f"{len(questions.skill.names):,} skills in {len(questions.subject.names)} subjects. "
+        f"{best.name} reaches a macro accuracy of "
+        f"{page.percent(analyses.macro(questions, best.right_Q))}\u00a0%{sure}; chance is "
+        f"{page.percent(analyses.macro(questions, questions.chance_Q))}\u00a0%."
+    ]
+
+
+def _what_was_read(answers: Answers) -> Section:
+    rows = [
+        (
+            model.name,
+            str(model.path),
+            str(model.provenance.get("split") or NOTHING),
+            page.count(model.rows),
+            page.count(len(answers.questions)),
+            NOTHING
+            if (model.truncated_Q < 0).any()
+            else page.count(int((model.truncated_Q > 0).sum())),
+        )
+        for model in answers.models
+    ]
+    columns = ("model", "file", "split", "predictions", "used here", "cut short")
+    notes = (
+        "Cut short: questions whose text lost its end, because it does not fit into the model.",
+    )
+    left_out = ["Left out: " + line for line in answers.excluded]
+    return Section(
+        "What was read", (Table("Predictions", columns, rows, words=3, notes=notes), *left_out)
+    )
+
+
+def how(answers: Answers, config: ReportConfig, made: Mapping[str, Any]) -> tuple[Section, ...]:
+    """Command, settings, hashes and versions: enough to make it again."""
+    versions = [("python", made["python"]), *made["versions"].items()]
+    versions.append(("clipstem's commit", made["commit"] or "not from a checkout"))
+    read = [(str(model.path), model.sha256) for model in answers.models]
+    read += [(str(v.path), v.sha256) for model in answers.models for v in model.variants]
+    return (
+        Section(
+            "The command",
+            (
+                Command(made["command"]),
+                Table("Settings", ("setting", "value"), _settings(config), words=2),
+                Table("Files read", ("file", "sha256"), read, words=2),
+                Table("Versions", ("what", "version"), versions, words=2),
+            ),
+        ),
+        Section("Where the predictions come from", (_provenance(answers.models),)),
+    )
+
+
+def _settings(config: object, prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for name, value in vars(config).items():
+        if is_dataclass(value):
+            rows += _settings(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, str(getattr(value, "value", value))))
+    return rows
+
+
+def _provenance(models: tuple[Model, ...]) -> Table:
+    names = list(dict.fromkeys(name for m in models for name in m.provenance if name not in LONG))
+    rows = [
+        (name.replace("_", " "), *(str(m.provenance.get(name, NOTHING)) for m in models))
+        for name in names
+    ]
+    columns = ("fact", *(model.name for model in models))
+    return Table("What the predictions files say of themselves", columns, rows, words=len(columns))
+
+
+@verb("report", ReportConfig)
+def main(config: ReportConfig) -> None:
+    """Write the report and say where it is."""
+    print(write_report(config))
+
+
+if __name__ == "__main__":
+    main()

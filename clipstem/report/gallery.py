@@ -1,0 +1,133 @@
+"""Questions with their texts and pictures, from prepared data: the mistakes and the lengths.
+
+Imported only where `data=` is given: reading shards imports webdataset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from clipstem.images import thumbnail
+from clipstem.question import ClipstemError, Kind, Picture, Question
+from clipstem.report.answers import Answers, Model
+from clipstem.report.page import Gallery, Mistake, Option, percent
+from clipstem.shards import Dataset, open_dataset
+
+PROBLEM_PX, OPTION_PX = 360, 160  # longer sides of the pictures shown
+LENGTHS_FROM = 2000  # questions whose texts are read for the habit of lengths
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Where each question of the report stands in prepared data; −1 where it does not."""
+
+    dataset: Dataset
+    split: str
+    place_Q: NDArray[np.int64]
+
+    def read(self, numbers: NDArray[np.int64]) -> list[Question]:
+        """The questions with these numbers in the report."""
+        return self.dataset.read(self.split, self.place_Q[numbers])
+
+
+def find(location: str, answers: Answers) -> Texts:
+    """Look the report's questions up in prepared data.
+
+    Raises:
+        ClipstemError: if the data has none of them, or others of the same ids.
+    """
+    dataset = open_dataset(location)
+    named = answers.models[0].provenance.get("split")
+    splits = [named] if named in dataset.manifest.questions else list(dataset.manifest.questions)
+    for split in splits:
+        index = dataset.index(split)
+        places = pc.fill_null(pc.index_in(answers.questions.id, index["id"].combine_chunks()), -1)
+        place_Q = places.to_numpy(zero_copy_only=False).astype(np.int64)
+        there_Q = place_Q >= 0
+        if not there_Q.any():
+            continue
+        answer_Q = index["answer"].to_numpy()[place_Q[there_Q]]
+        if (answer_Q != answers.questions.answer_Q[there_Q]).any():
+            raise ClipstemError(
+                f"{location}: the {split} questions have the ids of {answers.models[0].path}, but "
+                "other answers; give the data that the predictions are for"
+            )
+        return Texts(dataset, split, place_Q)
+    raise ClipstemError(
+        f"{location}: has none of the questions of {answers.models[0].path} in "
+        f"{', '.join(splits)}; give the data that the predictions are for"
+    )
+
+
+def with_text_options(answers: Answers, texts: Texts, seed: int) -> NDArray[np.int64]:
+    """Numbers of at most `LENGTHS_FROM` questions whose options are texts, drawn at random."""
+    kinds = answers.questions.kind
+    textual = [
+        kinds.names[n] in (Kind.TEXT_OPTIONS, Kind.TEXT_ONLY) for n in range(len(kinds.names))
+    ]
+    numbers = np.flatnonzero(np.array(textual)[kinds.number_Q] & (texts.place_Q >= 0))
+    rng = np.random.default_rng(seed)
+    return np.sort(rng.permutation(numbers)[:LENGTHS_FROM])
+
+
+def mistakes(answers: Answers, model: Model, texts: Texts, most: int, name: str) -> Gallery:
+    """The most confident mistakes, one of each skill."""
+    confidence_Q = model.probs_QK.max(axis=1)
+    wrong = np.flatnonzero(~model.right_Q & (texts.place_Q >= 0))
+    wrong = wrong[np.argsort(-confidence_Q[wrong], kind="stable")]
+    _, first = np.unique(answers.questions.skill.number_Q[wrong], return_index=True)
+    shown = wrong[np.sort(first)[:most]]
+    caption = (
+        f"{model.name}: its {len(shown)} most confident mistakes, the most confident one of a "
+        "skill. Pictures are made smaller."
+    )
+    read = zip(shown.tolist(), texts.read(shown), strict=True)
+    return Gallery(
+        caption,
+        [
+            _mistake(model, number, question, f"{name}-{place}")
+            for place, (number, question) in enumerate(read)
+        ],
+    )
+
+
+def _mistake(model: Model, number: int, question: Question, name: str) -> Mistake:
+    picture, trouble = _shown(question.picture, PROBLEM_PX)
+    options: Sequence[str | Picture] = question.options
+    return Mistake(
+        name=name,
+        title=f"{question.subject}, {question.grade}: {question.skill} ({question.id})",
+        problem=question.problem + (f" (its picture {trouble})" if trouble else ""),
+        picture=picture,
+        options=[_option(option, place, model, number) for place, option in enumerate(options)],
+    )
+
+
+def _option(option: str | Picture, place: int, model: Model, number: int) -> Option:
+    text, picture, trouble = f"picture {place + 1}", None, ""
+    if isinstance(option, str):
+        text = option
+    else:
+        picture, trouble = _shown(option, OPTION_PX)
+    return Option(
+        text=f"{text} ({trouble})" if trouble else text,
+        picture=picture,
+        probability=percent(model.probs_QK[number, place]),
+        is_answer=place == model.answer_Q[number],
+        is_choice=place == model.choice_Q[number],
+    )
+
+
+def _shown(picture: Picture | None, max_px: int) -> tuple[bytes | None, str]:
+    """The picture made smaller, or what is wrong with it."""
+    if picture is None:
+        return None, ""
+    try:
+        return thumbnail(picture.data, max_px), ""
+    except ClipstemError as error:
+        return None, str(error)
