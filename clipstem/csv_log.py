@@ -15,7 +15,7 @@ from clipstem.atomic import new_file
 
 
 class CsvLog(Logger):
-    """`metrics.csv`: a row for each logged step, appended.
+    """`metrics.csv`: a row for each logging, appended.
 
     A resumed run keeps the rows up to its checkpoint's step.
     """
@@ -28,7 +28,7 @@ class CsvLog(Logger):
     def __init__(self, path: Path, steps_done: int) -> None:
         super().__init__()
         self.path = path
-        if path.exists():
+        if path.exists() and path.stat().st_size:
             header, *rows = path.read_text().splitlines()
             kept = [row for row in rows if int(row.split(",")[0]) <= steps_done]
             with new_file(path, replace=True) as partial:
@@ -44,7 +44,7 @@ class CsvLog(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        is_new = not self.path.exists()
+        is_new = not (self.path.exists() and self.path.stat().st_size)
         with self.path.open("a", newline="") as file:
             writer = csv.DictWriter(file, self.COLUMNS)
             if is_new:

@@ -82,9 +82,10 @@ class RememberingTowers(Towers):
         def make(new: list[int] | None) -> Tensor:
             # Tensors made in inference mode could not take part in a training step later.
             with torch.inference_mode(False), torch.no_grad(), head.taken_off():
-                return features(new).cpu()
+                return features(new).float().cpu()
 
-        return unit(head(self.here(memory.recall(keys, make))))
+        features_ND = self.here(memory.recall(keys, make))
+        return unit(head(features_ND.to(self.model.logit_scale.dtype)))
 
 
 def _chosen(places: Sequence[int] | None, new: list[int] | None) -> Sequence[int] | None:

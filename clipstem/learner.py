@@ -19,6 +19,12 @@ from clipstem.pairs import PairBatch
 from clipstem.question import ClipstemError
 from clipstem.towers import Towers
 
+POSITIONS = (
+    *("positional_embedding", "pos_embed", "position_embeddings.weight"),
+    *("class_embedding", "cls_token", "reg_token"),
+)
+"""Endings of what stands for a place in open_clip's, timm's and Hugging Face's towers."""
+
 MAX_LOG_SCALE = math.log(100)  # CLIP's own clamp of the logit scale, arXiv 2103.00020
 
 
@@ -116,7 +122,7 @@ def adamw(towers: Towers, config: OptimizerConfig, layer_decay: float = 1.0) -> 
     for name, parameter in towers.model.named_parameters():
         if parameter.requires_grad:
             rate = config.lr * layer_decay ** far.get(name, 0)
-            is_spared = parameter.ndim < 2 or name.endswith(("positional_embedding", "pos_embed"))
+            is_spared = parameter.ndim < 2 or name.endswith(POSITIONS)
             decay = 0.0 if is_spared else config.weight_decay
             groups.setdefault((rate, decay), []).append(parameter)
     highest_first = sorted(groups.items(), key=lambda group: group[0], reverse=True)

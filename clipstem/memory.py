@@ -23,6 +23,10 @@ class Memory:
     def nbytes(self) -> int:
         return sum(row.nbytes for row in self._made.values())
 
+    def __deepcopy__(self, _: dict[int, object]) -> Memory:
+        """Itself: a copy of a model, in another precision, need not copy what it knows."""
+        return self
+
     def recall(
         self, keys: Sequence[Hashable], make: Callable[[list[int] | None], Tensor]
     ) -> Tensor:

@@ -30,6 +30,11 @@ def predict(config: PredictConfig) -> dict[str, Predictions]:
     if config.preds_txt is not None:
         _refuse_existing(Path(config.preds_txt), "preds_txt")
     scorer = open_scorer(config, dataset)
+    trained = scorer.provenance.get("train_perturb")
+    if trained and config.perturb is None:
+        console.console.print(
+            f"{config.run} was trained with perturb={trained}, and is asked unchanged here"
+        )
     made = {}
     for split, file in files.items():
         with console.progress_bar(split, dataset.size(split)) as progress:

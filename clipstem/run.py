@@ -24,8 +24,8 @@ MAY_CHANGE = {"resume", "out", "data", "trainer", "logger"}
 """Settings of a run that may be others when it is resumed: where things are, machine and logs."""
 
 PACKAGES = (
-    "clipstem", "torch", "torchvision", "open_clip_torch", "lightning",
-    "numpy", "scipy", "pyarrow", "matplotlib", "pillow",
+    "clipstem", "torch", "torchvision", "open_clip_torch", "timm", "transformers", "tokenizers",
+    "lightning", "numpy", "numba", "scipy", "pyarrow", "matplotlib", "pillow",
 )  # fmt: skip
 
 
@@ -116,6 +116,9 @@ def _refuse_other_settings(run: Run, config_yaml: str) -> None:
     if not (run.config.is_file() and (run.folder / "run.json").is_file()):
         raise ClipstemError(f"{run.folder}: there is no run to resume; leave resume out")
     began, now = (yaml.safe_load(text) for text in (run.config.read_text(), config_yaml))
+    for settings in (began, now):  # another machine is no other run, but other arithmetic is
+        precision = (settings.get("trainer") or {}).get("precision")
+        settings["trainer.precision"] = precision
     for key in now.keys() - MAY_CHANGE:
         if began.get(key) != now[key]:
             raise ClipstemError(

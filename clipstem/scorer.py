@@ -107,7 +107,8 @@ class Scorer:
         In bf16 the weights are cast once, here: casting them in every product made scoring on a
         CPU slower than fp32.
         """
-        model = self.model
+        # Where it was trained, Lightning has left it on the host.
+        model = self.model.to(self.device)
         if self.trainer.precision is Precision.bf16:
             model = copy.deepcopy(model)
             model.model.bfloat16()
@@ -241,6 +242,7 @@ def of_run(folder: Path, trainer: TrainerConfig) -> Scorer:
             "run": str(folder),
             "model": facts["model"],
             "train_questions_of_skill": facts["train_questions_of_skill"],
+            "train_perturb": facts.get("perturb"),
         },
         weights_sha256=facts["weights_sha256"],
     )

@@ -213,7 +213,11 @@ class Towers(nn.Module):
     def save(self, folder: Path) -> None:
         """Write the weights in open_clip's own layout, which `local-dir:` opens again."""
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.contiguous() for name, value in self.model.state_dict().items()}
+        # Clones: some towers have one tensor under two names, which safetensors refuses.
+        weights = {
+            name: value.clone(memory_format=torch.contiguous_format)
+            for name, value in self.model.state_dict().items()
+        }
         save_file(weights, folder / WEIGHTS_FILE)
         text = json.dumps(
             {"model_cfg": self.model_cfg, "preprocess_cfg": self.spec.open_clip()}, indent=2

@@ -66,14 +66,19 @@ def train(config: TrainConfig) -> Run:
     facts = {"seed": config.seed, "data": config.data, "data_sha256": dataset.manifest.data_sha256}
     if not config.resume:
         made.write_facts(**run.environment(), **facts)
-    elif made.facts["data_sha256"] != facts["data_sha256"]:
+    else:
+        made.write_facts(resumed=[*made.facts.get("resumed", []), run.environment()])
+    if made.facts["data_sha256"] != facts["data_sha256"]:
         raise ClipstemError(
             f"{config.data}: is not the data that {made.folder} began with (data_sha256 differs)"
         )
     # ---- steps, and what is made of the weights that they led to
     if order_SN is not None:
-        kept = _fit(config, dataset, order_SN, scorer, made)
-        _choose_weights(config, dataset, kept, scorer, made)
+        learning = scorer
+        if config.tune.mode is TuneMode.head and config.tune.reuse_features:
+            learning = _remembering(config, dataset, order_SN, scorer)
+        kept = _fit(config, dataset, order_SN, learning, made)
+        _choose_weights(config, dataset, kept, learning, made)
     # ---- what comes out, calibrated on tune, scored on valid
     if loader.has_answers(dataset, "tune"):
         scorer.calibrate(scorer.predict(dataset, "tune", _at_once(config)))
@@ -82,6 +87,7 @@ def train(config: TrainConfig) -> Run:
         model.save(partial)
     made.write_facts(
         model=config.model.name,
+        perturb=None if config.perturb is None else config.perturb.value,
         train_questions_of_skill=provenance["train_questions_of_skill"],
         temperature=scorer.temperature,
         problem_picture=config.model.problem_picture.value,
@@ -162,8 +168,6 @@ def _fit(
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     L.seed_everything(config.seed, verbose=False)
     tune = config.tune
-    if tune.mode is TuneMode.head and tune.reuse_features:
-        scorer = _remembering(config, dataset, order_SN, scorer)
     model = scorer.model
     batches = loader.Batches(
         dataset,

@@ -73,8 +73,9 @@ class Size:
 
 QUICK = Size(questions=24, step_questions=8, steps=1, turns=1)
 WHOLE = Size(questions=128, step_questions=32, steps=2, turns=3)
-LARGE_ON_CPU = Size(questions=12, step_questions=0, steps=0, turns=1)  # training would need 30 GB
 ON_CUDA = Size(questions=2048, step_questions=128, steps=8, turns=5)
+LARGE_ON_CUDA = Size(questions=1024, step_questions=16, steps=8, turns=3)  # fp32, 60 GB
+LARGE_ON_CPU = Size(questions=12, step_questions=0, steps=0, turns=1)  # training would need 30 GB
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -90,8 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [given.model] if given.model else MODELS if is_large else MODELS[:1]
     size = QUICK if given.quick else ON_CUDA if device.type == "cuda" else WHOLE
     sizes = dict.fromkeys(names, size)
-    if device.type == "cpu" and MODELS[1] in sizes:
-        sizes[MODELS[1]] = LARGE_ON_CPU
+    if MODELS[1] in sizes:
+        sizes[MODELS[1]] = LARGE_ON_CPU if device.type == "cpu" else LARGE_ON_CUDA
+    torch.backends.cudnn.allow_tf32 = False  # for every way alike: they are compared to 1e-4
     figures = {
         **run.environment(),
         "command": " ".join(["python scripts/bench.py", *(arguments or sys.argv[1:])]),
@@ -166,7 +168,7 @@ class Bench:
         numbers_SN = loader.batched(np.arange(len(questions)), self.batch_size)
         batches = [batch.map(self._there) for batch in self._read(dataset, "valid", numbers_SN)]
         reference = Reference(self.towers, questions, self.device)
-        open_clip = OpenClip(self.towers, questions, self.device, 32, self.workers)
+        open_clip = OpenClip(self.towers, questions, self.device, self.batch_size, self.workers)
 
         def clipstem(by: Scorer, known: Sequence[Question] = ()) -> Work:
             memory = Memory()

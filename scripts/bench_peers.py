@@ -116,7 +116,7 @@ class OpenClip:
             batch_size=batch_size,
             num_workers=workers,
             collate_fn=list,
-            pin_memory=False,
+            pin_memory=device.type == "cuda",
         )
 
     @torch.inference_mode()

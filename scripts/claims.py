@@ -120,10 +120,33 @@ def of_forgetting(found: Found) -> Figures:
     }
 
 
+def of_picture_fit(found: Found) -> Figures:
+    """Each way to fit a picture into a square, on `valid`, and its change from the crop."""
+    ways = {name: runs(found, f"picture_fit_{name}/valid")[0] for name in ("crop", "pad", "squash")}
+    right_Q = {name: right_of(it) for name, it in ways.items()}
+    changes = {
+        name: paired_difference(right_Q[name], right_Q["crop"], ways["crop"].columns["skill"])
+        for name in ("pad", "squash")
+    }
+    return {
+        "micro": {name: rounded(it.mean()) for name, it in right_Q.items()},
+        "changes": {
+            name: {"difference": rounded(it.difference), "interval": ends(it.interval)}
+            for name, it in changes.items()
+        },
+        "result": f"valid micro {percent(right_Q['crop'].mean())} % with crop; "
+        + "; ".join(
+            f"{name} adds {points(it.difference)} {shown(it.interval)}"
+            for name, it in changes.items()
+        ),
+    }
+
+
 CLAIMS: dict[str, Callable[[Found], Figures]] = {
     "realset_mini": of_realset_mini,
     "realset_mini_blind": of_realset_mini_blind,
     "forgetting": of_forgetting,
+    "picture_fit": of_picture_fit,
 }
 """Experiments of several runs; any other has one."""
 

@@ -154,7 +154,7 @@ def blocks() -> dict[str, str]:
             rows += ["", f"`{it['experiment']}`: {it['result']}."]
     rows += [
         "",
-        "On `valid`, which training never looks at; whole commands on two CPU cores. Made by",
+        "On `valid`, which training never looks at; whole commands. Made by",
     ]
     rows += [
         "`python scripts/measure.py <experiment>`, with machine and versions in `benchmarks/`."

@@ -62,6 +62,15 @@ def test_seeds_are_averaged_and_the_blind_runs_are_paired_with_the_seeing_ones()
     assert "mean of 2 seeds; pictures add +12.5 points [" in blind["result"]
 
 
+def test_ways_to_fit_a_picture_are_paired_with_the_crop() -> None:
+    right = {"crop": 12, "pad": 15, "squash": 10}
+    found = {f"picture_fit_{name}/valid": predictions(count) for name, count in right.items()}
+    figures = claims.of_picture_fit(found)
+    assert figures["micro"] == {"crop": 0.5, "pad": 0.625, "squash": 0.4167}
+    assert figures["changes"]["pad"]["difference"] == 0.125
+    assert figures["result"].startswith("valid micro 50.0 % with crop; pad adds +12.5 points [")
+
+
 def test_gains_and_losses_are_shares_of_the_plain_runs() -> None:
     found = {"forty/ten": predictions(8), "forty/thirty": predictions(20)}
     for seed in range(3):

@@ -24,6 +24,7 @@ from clipstem.shards import open_dataset
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import claims  # noqa: E402
 import measure  # noqa: E402
 
 README = (ROOT / "README.md").read_text()
@@ -191,6 +192,13 @@ def test_an_experiments_commands_run_in_their_order(
         run_shrunk(command, monkeypatch)
     runs = list((tmp_path / "runs").iterdir())
     assert runs and all((run / "DONE").is_file() for run in runs)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_of_several_runs_has_a_claim(experiment: Path) -> None:
+    trainings = [split_command(it)[1] for it in measure.commands(experiment) if ".train " in it]
+    if sum(len(single(overrides)) for overrides in trainings) > 1:
+        assert experiment.stem in claims.CLAIMS
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.stem)

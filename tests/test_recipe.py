@@ -23,6 +23,7 @@ from clipstem.config import (
     ModelConfig,
     OptimizerConfig,
     Perturbation,
+    Precision,
     PrepareConfig,
     TrainConfig,
     TrainerConfig,
@@ -139,6 +140,13 @@ def test_a_head_learns_the_same_from_remembered_features(drawn_data: Path, tmp_p
     for row, other in zip(first, second, strict=True):
         if row["listwise"]:
             assert float(row["listwise"]) == pytest.approx(float(other["listwise"]), abs=1e-5)
+
+
+def test_a_head_learns_in_bf16_too(drawn_data: Path, tmp_path: Path) -> None:
+    tune = TuneConfig(mode=TuneMode.head)
+    on_cpu = TrainerConfig(device="cpu", workers=0, precision=Precision.bf16)
+    made = train(small(drawn_data, tmp_path / "run", tune, steps=4, trainer=on_cpu))
+    assert all(value.dtype == torch.float32 for value in weights_in(made.weights).values())
 
 
 def test_pictures_that_change_are_encoded_in_every_step(

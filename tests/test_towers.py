@@ -7,6 +7,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from clipstem import towers
 from clipstem.config import ModelConfig, PictureFit, model_config
@@ -183,3 +184,11 @@ def test_pixels_are_normalised_as_the_transform_does(tiny: Towers) -> None:
 def test_a_model_that_cannot_be_used_is_named(config: ModelConfig, message: str) -> None:
     with pytest.raises(ClipstemError, match=message):
         towers.create(config)
+
+
+def test_a_tensor_with_two_names_is_saved_under_both(tmp_path: Path) -> None:
+    made = towers.create(model_config("tiny_vit"))
+    made.model.register_parameter("twin", made.model.token_embedding.weight)
+    made.save(tmp_path)
+    stored = load_file(tmp_path / towers.WEIGHTS_FILE)
+    assert torch.equal(stored["twin"], stored["token_embedding.weight"])
