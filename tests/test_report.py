@@ -410,6 +410,22 @@ def test_blanked_pictures_are_no_matter_of_robustness(two: list[Path]) -> None:
     assert [row[:2] for row in rows] == [("tuned", "blank picture")]
 
 
+def test_options_that_look_the_same_are_a_guess(tmp_path: Path) -> None:
+    """Always the first of two blank pictures would be right in two of three questions."""
+    plain = answered([True, True, False] * 4, 2, answer=[0, 1, 0] * 4)
+    blank = replace(plain, probs_QK=np.full((12, 2), 0.5))
+    changed = {"name": "blank_picture", "strength": None, "seed": 0}
+    paths = [
+        saved(tmp_path / "a.parquet", plain),
+        saved(tmp_path / "b.parquet", blank, weights_sha256="a", perturbation=changed),
+    ]
+    found = table(comparisons.sight(gather(paths)))
+    share = 100 * (plain.choice_Q == plain.answer_Q).mean()
+    (row,) = found.rows
+    assert row[3:] == (f"{share:.1f}", "50.0", f"{50 - share:+.1f}".replace("-", "−"), "–", "–")
+    assert "counts 1/n" in found.notes[0]
+
+
 def test_a_variant_of_fewer_questions_is_compared_on_those(two: list[Path]) -> None:
     changed = {"name": "case", "strength": None, "seed": 0}
     some = taken(school(3, 0.5), np.arange(60))

@@ -102,6 +102,7 @@ class Variant:
     sha256: str
     answered_Q: Flags
     right_Q: Flags
+    credit_Q: NDArray[np.float64]  # see `credit`
 
     @property
     def title(self) -> str:
@@ -131,6 +132,23 @@ class Model:
     @cached_property
     def right_Q(self) -> Flags:
         return self.choice_Q == self.answer_Q
+
+    @cached_property
+    def credit_Q(self) -> NDArray[np.float64]:
+        return credit(self.probs_QK, self.answer_Q)
+
+
+def credit(probs_QK: NDArray[np.float64], answer_Q: Ints) -> NDArray[np.float64]:
+    """1 where the most probable option is right, and 1/n where it is one of n exactly equal ones.
+
+    Options that look the same have the same probability: the choice among them is the lowest index,
+    so that its accuracy would say how often the first option is right.
+    """
+    largest_QK = probs_QK == probs_QK.max(axis=1, keepdims=True)
+    share_Q: NDArray[np.float64] = (
+        largest_QK[np.arange(len(answer_Q)), answer_Q] / largest_QK.sum(axis=1)
+    )
+    return share_Q
 
 
 @dataclass(frozen=True)
@@ -343,8 +361,10 @@ def _add_variant(
     here = np.flatnonzero(answered_Q)
     first = plain[same[0]]
     _refuse_other_questions(file, place_Q[here], first, first.at(questions.id.take(here)))
-    right_Q = np.zeros(len(questions), bool)
-    right_Q[here] = file.probs_QK[place_Q[here]].argmax(axis=1) == questions.answer_Q[here]
+    probs_QK, answer_Q = file.probs_QK[place_Q[here]], questions.answer_Q[here]
+    right_Q, credit_Q = np.zeros(len(questions), bool), np.zeros(len(questions))
+    right_Q[here] = probs_QK.argmax(axis=1) == answer_Q
+    credit_Q[here] = credit(probs_QK, answer_Q)
     model = models[same[0]]
     variant = Variant(
         **{key: file.perturbation.get(key) for key in ("name", "strength", "seed")},  # type: ignore[arg-type]
@@ -352,5 +372,6 @@ def _add_variant(
         sha256=file.sha256,
         answered_Q=answered_Q,
         right_Q=right_Q,
+        credit_Q=credit_Q,
     )
     models[same[0]] = replace(model, variants=(*model.variants, variant))
