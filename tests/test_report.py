@@ -246,6 +246,14 @@ def only_perturbed(tmp_path: Path) -> list[Path]:
     return [saved(tmp_path / "a.parquet", answered([True] * 6), perturbation={"name": "case"})]
 
 
+def of_unnamed_weights(tmp_path: Path) -> list[Path]:
+    facts: dict[str, Any] = {"perturbation": {"name": "case"}, "weights_sha256": None}
+    return [
+        saved(tmp_path / "a.parquet", answered([True] * 6), **facts),
+        saved(tmp_path / "b.parquet", answered([True] * 6), weights_sha256=None),
+    ]
+
+
 def of_other_weights(tmp_path: Path) -> list[Path]:
     plain = saved(tmp_path / "b.parquet", answered([True] * 6))
     return [*only_perturbed(tmp_path), plain]
@@ -270,6 +278,11 @@ def of_other_weights(tmp_path: Path) -> list[Path]:
         ),
         (twice, "a: a file is given twice"),
         (only_perturbed, "all are of perturbed questions; give the model's plain predictions too"),
+        (
+            of_unnamed_weights,
+            r"a\.parquet: is of perturbed questions, but does not say of which weights "
+            r"\(weights_sha256\), so that no model can be found for it",
+        ),
         (
             of_other_weights,
             r"a\.parquet: is of perturbed questions, and 0 of the plain files are of the same "

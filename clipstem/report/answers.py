@@ -337,14 +337,19 @@ def _add_variant(
     """Put answers to perturbed questions to the model that gave them.
 
     Raises:
-        ClipstemError: if no or several of the plain files are of the same weights, or the
-            questions are others.
+        ClipstemError: if the file does not name its weights, no or several of the plain files
+            are of the same, or the questions are others.
     """
     assert file.perturbation is not None
 
     def weights(candidate: _File) -> Any:
         return candidate.provenance.get("weights_sha256")
 
+    if weights(file) is None:
+        raise ClipstemError(
+            f"{file.path}: is of perturbed questions, but does not say of which weights "
+            "(weights_sha256), so that no model can be found for it; give one that does"
+        )
     same = [number for number, other in enumerate(plain) if weights(other) == weights(file)]
     if len(same) != 1:
         raise ClipstemError(
