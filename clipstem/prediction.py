@@ -143,10 +143,12 @@ def read(path: Path) -> Predictions:
             f"{path}: is not a predictions file: it lacks the columns {', '.join(missing)}"
         )
     typed = {
-        name: _typed(table[name], name, path) for name in COLUMNS if name in table.column_names
+        name: _typed(table[name], name, path)
+        for name in COLUMNS
+        if name in table.column_names and name != "choice"
     }
     columns: dict[str, Sequence[Any]] = {
-        name: _values(typed[name]) for name in typed if name not in (*_LISTS, "choice")
+        name: _values(typed[name]) for name in typed if name not in _LISTS
     }
     lengths = typed["probs"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
     columns = {**_absent(len(table), lengths), **columns}

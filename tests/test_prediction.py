@@ -168,6 +168,11 @@ def test_a_column_of_the_wrong_type_is_named(
     assert str(error.value) == f"{path}: {message}"
 
 
+def test_choice_may_be_anything_because_it_is_not_read(tmp_path: Path) -> None:
+    path = rewritten(tmp_path / "p.parquet", {"choice": pa.array(["b", None])})
+    assert prediction.read(path).choice_Q.tolist() == predictions([2, 3]).choice_Q.tolist()
+
+
 def test_columns_of_related_types_are_taken(tmp_path: Path) -> None:
     changes = {
         "answer": pa.array([0, 1], pa.int8()),
