@@ -129,7 +129,7 @@ def read(path: Path) -> Predictions:
 
     Raises:
         ClipstemError: if it is missing, is no parquet file, a column is missing or of the wrong
-            type, an id or a skill is empty, an id comes twice, an answer is not among the options,
+            type, the metadata are no JSON object, an id or a skill is empty, an id comes twice, an answer is not among the options,
             or probabilities are below 0 or do not sum to 1 within `SUM_TOLERANCE`.
     """
     if not path.is_file():
@@ -164,7 +164,7 @@ def read(path: Path) -> Predictions:
         columns={name: columns[name] for name in COLUMNS if name in columns},
         probs_QK=probs_QK,
         logits_QK=logits_QK,
-        provenance=json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}")),
+        provenance=_provenance(table.schema, path),
         unread=tuple(name for name in table.column_names if name not in COLUMNS),
     )
     _check(found, path)
@@ -172,6 +172,26 @@ def read(path: Path) -> Predictions:
 
 
 _LISTS = ("probs", "logits")
+
+
+def _provenance(schema: pa.Schema, path: Path) -> dict[str, Any]:
+    """What the file's metadata say of how it was made; nothing where it has none of ours."""
+    try:
+        facts = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict):
+        raise ClipstemError(
+            f"{path}: the metadata '{METADATA_KEY.decode()}' are not a JSON object; expected what "
+            "made the file, or none"
+        )
+    for name in ("temperature", "parameters"):
+        value = facts.get(name)
+        if value is not None and type(value) not in (int, float):
+            raise ClipstemError(
+                f"{path}: {name} in the metadata is {value!r}; expected a number, or none"
+            )
+    return facts
 
 
 def _absent(questions: int, lengths: NDArray[np.int64]) -> dict[str, Sequence[Any]]:

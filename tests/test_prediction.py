@@ -173,6 +173,26 @@ def test_choice_may_be_anything_because_it_is_not_read(tmp_path: Path) -> None:
     assert prediction.read(path).choice_Q.tolist() == predictions([2, 3]).choice_Q.tolist()
 
 
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (b"not json", "the metadata 'clipstem' are not a JSON object; expected what made the file"),
+        (b"[]", "the metadata 'clipstem' are not a JSON object; expected what made the file"),
+        (b"\xff", "the metadata 'clipstem' are not a JSON object; expected what made the file"),
+        (b'{"temperature": "warm"}', "temperature in the metadata is 'warm'; expected a number"),
+        (b'{"parameters": [1]}', "parameters in the metadata is [1]; expected a number, or none"),
+    ],
+)
+def test_metadata_that_make_no_sense_are_named(
+    metadata: bytes, message: str, tmp_path: Path
+) -> None:
+    path = rewritten(tmp_path / "p.parquet", {})
+    pq.write_table(pq.read_table(path).replace_schema_metadata({METADATA_KEY: metadata}), path)
+    with pytest.raises(ClipstemError) as error:
+        prediction.read(path)
+    assert str(error.value).startswith(f"{path}: {message}")
+
+
 def test_columns_of_related_types_are_taken(tmp_path: Path) -> None:
     changes = {
         "answer": pa.array([0, 1], pa.int8()),
