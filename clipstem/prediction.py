@@ -57,6 +57,7 @@ class Predictions:
         logits_QK: float32, the dtype's minimum there.
         provenance: what made them: model, run, hashes, temperature, split, timing …
         unread: names of the columns of the file that are not in `COLUMNS`.
+        has_logits: whether the file has logits, or the logarithm of probs stands for them.
     """
 
     columns: dict[str, Sequence[Any]]
@@ -64,6 +65,7 @@ class Predictions:
     logits_QK: NDArray[np.float32]
     provenance: dict[str, Any] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    has_logits: bool = True
 
     def __len__(self) -> int:
         return len(self.probs_QK)
@@ -130,7 +132,8 @@ def read(path: Path) -> Predictions:
     Raises:
         ClipstemError: if it is missing, is no parquet file, a column is missing or of the wrong
             type, the metadata are no JSON object, an id or a skill is empty, an id comes twice, an answer is not among the options,
-            or probabilities are below 0 or do not sum to 1 within `SUM_TOLERANCE`.
+            probabilities are below 0 or do not sum to 1 within `SUM_TOLERANCE`, or a logit is null,
+            NaN or +inf.
     """
     if not path.is_file():
         raise ClipstemError(f"{path}: there is no such predictions file")
@@ -166,6 +169,7 @@ def read(path: Path) -> Predictions:
         logits_QK=logits_QK,
         provenance=_provenance(table.schema, path),
         unread=tuple(name for name in table.column_names if name not in COLUMNS),
+        has_logits="logits" in typed,
     )
     _check(found, path)
     return found
@@ -242,6 +246,13 @@ def _check(found: Predictions, path: Path) -> None:
         raise ClipstemError(
             f"{path}: row {row}: the probabilities {probs} sum to {sum_Q[row]:g}; expected numbers "
             "from 0 to 1 with sum 1 (are they logits?)"
+        )
+    wrong_Q = ~(found.logits_QK < np.inf).all(axis=1)
+    if wrong_Q.any():
+        row = int(wrong_Q.argmax())
+        logits = ", ".join(f"{x:g}" for x in found.logits_QK[row, : found.num_options_Q[row]])
+        raise ClipstemError(
+            f"{path}: row {row}: the logits are {logits}; expected numbers (or leave the column out)"
         )
 
 

@@ -225,6 +225,13 @@ def test_columns_of_related_types_are_taken(tmp_path: Path) -> None:
         ),
         ("probs", [[1.5, -0.5], [0, 0, 1]], "row 0: the probabilities 1.5, -0.5 sum to 1; "),
         ("probs", [[0.5, 0.5], [0, 1, np.nan]], "row 1: the probabilities 0, 1, nan sum to nan; "),
+        (
+            "logits",
+            [[1, 2], [0, np.nan, 1]],
+            "row 1: the logits are 0, nan, 1; expected numbers (or leave the column out)",
+        ),
+        ("logits", [[1, None], [0, 1, 1]], "row 0: the logits are 1, nan; expected numbers"),
+        ("logits", [[1, np.inf], [0, 1, 1]], "row 0: the logits are 1, inf; expected numbers"),
     ],
 )
 def test_values_that_make_no_sense_are_named(
@@ -262,7 +269,7 @@ def test_anybodys_file_needs_six_columns(tmp_path: Path) -> None:
         "answer": [1, -1],
     }
     np.testing.assert_allclose(probabilities(found.logits_QK, found.num_options_Q), found.probs_QK)
-    assert (found.provenance, found.unread) == ({}, ())
+    assert (found.provenance, found.unread, found.has_logits) == ({}, (), False)
     found.write(tmp_path / "ours.parquet")
     assert prediction.read(tmp_path / "ours.parquet").columns == found.columns
 

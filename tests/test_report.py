@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -385,6 +386,15 @@ def test_reliability_before_the_temperature_is_of_the_logits(tmp_path: Path) -> 
     before = metrics.probabilities(predictions.logits_QK, predictions.num_options_Q).max()
     assert rows[0] == ["65.0", "0", "–", "–", "100", "65.0", "50.0"]
     assert rows[1] == ["85.0", "100", f"{100 * before:.1f}", "50.0", "0", "–", "–"]
+
+
+def test_without_logits_nothing_is_said_of_before_the_temperature(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.parquet", answered([True, False] * 50, 2, 0.65))
+    pq.write_table(pq.read_table(path).drop_columns(["logits"]), path)
+    found = table(analyses.calibration(gather([path]), 10))
+    assert found.columns == ["bin's centre", "n after", "held after", "right after"]
+    assert found.rows == [["65.0", "100", "65.0", "50.0"]]
+    assert "no logits given" in found.caption and "% before" not in found.caption
 
 
 def test_the_paired_comparison_counts_question_by_question(two: list[Path]) -> None:

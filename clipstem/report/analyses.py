@@ -370,7 +370,7 @@ def by_size(answers: Answers) -> Section:
 
 
 def calibration(answers: Answers, bins: int) -> Section:
-    """Reliability before the temperature (from logits) and after it."""
+    """Reliability before the temperature (from logits, where there are any) and after it."""
     parts = [
         part
         for number, model in enumerate(answers.models)
@@ -387,12 +387,12 @@ def calibration(answers: Answers, bins: int) -> Section:
 
 
 def _reliability(model: Model, questions: Questions, name: str, bins: int) -> tuple[Table, Chart]:
-    both = {
-        "before the temperature": metrics.probabilities(model.logits_QK, questions.num_options_Q),
-        "after": model.probs_QK,
-    }
-    found = [_every_bin(probs_QK, model.answer_Q, bins) for probs_QK in both.values()]
-    errors = [percent(metrics.ece(probs_QK, model.answer_Q, bins)) for probs_QK in both.values()]
+    given = {"after": model.probs_QK}
+    if model.has_logits:
+        before_QK = metrics.probabilities(model.logits_QK, questions.num_options_Q)
+        given = {"before the temperature": before_QK, **given}
+    found = [_every_bin(probs_QK, model.answer_Q, bins) for probs_QK in given.values()]
+    errors = [percent(metrics.ece(probs_QK, model.answer_Q, bins)) for probs_QK in given.values()]
     centre_B = found[0].centre_B
     rows = [
         [percent(centre)] + [cell for one in found for cell in _bin_cells(one, b)]
@@ -400,14 +400,16 @@ def _reliability(model: Model, questions: Questions, name: str, bins: int) -> tu
         if any(one.count_B[b] for one in found)
     ]
     columns = ["bin's centre"]
-    columns += [f"{what} {when}" for when in ("before", "after") for what in ("n", "held", "right")]
+    columns += [f"{what} {when.split()[0]}" for when in given for what in ("n", "held", "right")]
+    before = f"{errors[0]} % before and " if model.has_logits else ""
+    missing = "" if model.has_logits else " (no logits given: nothing is known of before)"
     caption = (
-        f"Reliability of {model.name}: expected calibration error {errors[0]} % before and "
-        f"{errors[1]} % after the temperature"
+        f"Reliability of {model.name}: expected calibration error {before}{errors[-1]} % after the "
+        f"temperature{missing}"
     )
     notes = ("n: choices in the bin; held: their mean probability, %; right: accuracy, %.",)
     alt = f"{caption}. Accuracy over confidence; on the dashed line both agree."
-    series = {when: (100 * one.accuracy_B).tolist() for when, one in zip(both, found, strict=True)}
+    series = {when: (100 * one.accuracy_B).tolist() for when, one in zip(given, found, strict=True)}
     svg = charts.line(
         (100 * centre_B).tolist(),
         series,

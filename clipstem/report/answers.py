@@ -121,6 +121,7 @@ class Model:
     rows: int
     probs_QK: NDArray[np.float64]
     logits_QK: NDArray[np.float32]
+    has_logits: bool  # else the logarithm of the probabilities stands for them
     truncated_Q: Ints
     answer_Q: Ints
     variants: tuple[Variant, ...] = ()
@@ -201,6 +202,7 @@ class _File:
     probs_QK: NDArray[np.float64]
     logits_QK: NDArray[np.float32]
     provenance: dict[str, Any]
+    has_logits: bool
 
     @classmethod
     def read(cls, path: Path) -> _File:
@@ -213,7 +215,15 @@ class _File:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         columns = {name: pa.array(values, COLUMNS[name]) for name, values in found.columns.items()}
-        return cls(path, sha256, columns, found.probs_QK, found.logits_QK, found.provenance)
+        return cls(
+            path,
+            sha256,
+            columns,
+            found.probs_QK,
+            found.logits_QK,
+            found.provenance,
+            found.has_logits,
+        )
 
     def __len__(self) -> int:
         return len(self.probs_QK)
@@ -308,6 +318,7 @@ def _model(file: _File, place_Q: Ints, name: str, answer_Q: Ints) -> Model:
         rows=len(file),
         probs_QK=file.probs_QK[place_Q],
         logits_QK=file.logits_QK[place_Q],
+        has_logits=file.has_logits,
         truncated_Q=file.numbers("truncated_tokens")[place_Q],
         answer_Q=answer_Q,
     )
