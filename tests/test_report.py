@@ -191,6 +191,19 @@ def test_questions_without_an_answer_are_left_out_with_their_number(tmp_path: Pa
     )
 
 
+def test_skills_without_any_answer_and_columns_not_read_are_named(tmp_path: Path) -> None:
+    skills = ["poles"] * 3 + ["magnets"] * 3
+    path = saved(
+        tmp_path / "a.parquet", answered([True] * 6, skill=skills, answer=[-1] * 3 + [0, -1, 2])
+    )
+    pq.write_table(pq.read_table(path).append_column("comment", [["x"] * 6]), path)
+    assert gather([path]).excluded == (
+        f"{path}: 4 questions without a known answer.",
+        f"{path}: 1 skills without any known answer: science/poles.",
+        f"{path}: columns that were not read: comment.",
+    )
+
+
 def test_an_empty_grade_has_a_name(tmp_path: Path) -> None:
     found = gather([saved(tmp_path / "a.parquet", answered([True] * 4, grade=["", "", "x", "x"]))])
     assert found.questions.grade.names == ("(no name)", "x")

@@ -179,6 +179,11 @@ def gather(paths: Sequence[Path], names: Sequence[str] = ()) -> Answers:
         )
     ids, excluded = _shared_ids(plain)
     excluded += [line for file in plain for line in file.left_out()]
+    excluded += [
+        f"{file.path}: columns that were not read: {', '.join(file.unread)}."
+        for file in read
+        if file.unread
+    ]
     first = plain[0].at(ids)
     questions = _questions(plain[0], first, ids)
     models = []
@@ -203,6 +208,7 @@ class _File:
     logits_QK: NDArray[np.float32]
     provenance: dict[str, Any]
     has_logits: bool
+    unread: tuple[str, ...]
 
     @classmethod
     def read(cls, path: Path) -> _File:
@@ -223,6 +229,7 @@ class _File:
             found.logits_QK,
             found.provenance,
             found.has_logits,
+            found.unread,
         )
 
     def __len__(self) -> int:
@@ -239,6 +246,13 @@ class _File:
     def known_ids(self) -> pa.Array:
         return self.columns["id"].filter(pc.greater_equal(self.columns["answer"], 0))
 
+    def skills(self, known: bool) -> list[str]:
+        """ "subject/skill" of the questions whose answer is known, or is not."""
+        names = pc.binary_join_element_wise(self.columns["subject"], self.columns["skill"], "/")
+        here_Q = pa.array((self.numbers("answer") >= 0) == known)
+        found: list[str] = pc.unique(names.filter(here_Q)).to_pylist()
+        return found
+
     def at(self, ids: pa.Array) -> Ints:
         """The place of each id in this file, −1 where it is not there."""
         places = pc.fill_null(pc.index_in(ids, self.columns["id"]), -1)
@@ -249,6 +263,10 @@ class _File:
         lines = []
         if unknown := int((self.numbers("answer") < 0).sum()):
             lines.append(f"{self.path}: {unknown:,} questions without a known answer.")
+        if silent := sorted(set(self.skills(known=False)) - set(self.skills(known=True))):
+            lines.append(
+                f"{self.path}: {len(silent):,} skills without any known answer: {', '.join(silent)}."
+            )
         if skipped := self.provenance.get("without_picture"):
             lines.append(f"{self.path}: {skipped:,} questions have no picture and were not scored.")
         return lines
