@@ -157,8 +157,15 @@ class Exam:
         return int(final_scores(right_NR, self.config.rule)[0])
 
     def by(self, name: str) -> dict[str, Score]:
-        """The scores by `subject`, `grade` or `skill`; a skill's units are its grades."""
-        names, group_U = numbered(getattr(unit, name) for unit in self.units)
+        """The scores by `subject`, `grade` or `skill`.
+
+        A skill's units are its grades; it is called subject/skill, because two subjects may use one
+        name.
+        """
+        names, group_U = numbered(
+            f"{unit.subject}/{unit.skill}" if name == "skill" else getattr(unit, name)
+            for unit in self.units
+        )
         return {str(n): self._score(group_U == place) for place, n in enumerate(names)}
 
     @property

@@ -281,13 +281,20 @@ def test_means_are_over_units_and_over_subjects() -> None:
     assert sorted(of) == [("art-0", "grade-0"), *((f"math-{n}", f"grade-{n}") for n in range(3))]
     math_mean = np.mean([of[f"math-{n}", f"grade-{n}"] for n in range(3)])
     assert exam.by("subject")["math"].mean == pytest.approx(math_mean)
-    assert exam.by("skill")["math-1"].mean == pytest.approx(of["math-1", "grade-1"])
+    assert exam.by("skill")["math/math-1"].mean == pytest.approx(of["math-1", "grade-1"])
     assert exam.by("grade")["grade-0"].mean == pytest.approx(
         (of["art-0", "grade-0"] + of["math-0", "grade-0"]) / 2
     )
     assert exam.mean_of_skills.mean == pytest.approx(np.mean(list(of.values())))
     assert exam.mean_of_subjects.mean == pytest.approx((math_mean + of["art-0", "grade-0"]) / 2)
     assert [score.units for score in exam.by("subject").values()] == [1, 3]
+
+
+def test_skills_of_two_subjects_may_have_one_name() -> None:
+    found = answered({"math": 1.0, "art": 0.0}, 30)
+    found.columns["skill"] = ["shapes"] * 60
+    scores = {name: score.mean for name, score in sit(found, settings_for()).by("skill").items()}
+    assert scores == {"art/shapes": 0, "math/shapes": 100}
 
 
 def test_mastered_is_above_90() -> None:
@@ -403,7 +410,8 @@ def test_the_command_prints_and_writes(
     assert found["predictions_made_by"] == {"run": "r"} and found["exam_made_by"]["command"]
     table = pq.read_table("exam/exam.parquet")
     assert len(table) == 12
-    scores = dict(zip(table["skill"].to_pylist(), table["mean"].to_pylist(), strict=True))
+    names = map("/".join, zip(*(table[n].to_pylist() for n in ("subject", "skill")), strict=True))
+    scores = dict(zip(names, table["mean"].to_pylist(), strict=True))
     assert {name: score["mean"] for name, score in found["skill"].items()} == pytest.approx(scores)
     with pytest.raises(SystemExit):
         run_main(monkeypatch, "predictions=p.parquet", "out=exam")

@@ -33,7 +33,7 @@ from clipstem.pairs import LOWEST_LOGIT
 from clipstem.prediction import COLUMNS, Predictions
 from clipstem.prepare import prepare
 from clipstem.question import ClipstemError
-from clipstem.report import analyses, comparisons, gallery, page, published
+from clipstem.report import analyses, comparisons, gallery, page, published, sittings
 from clipstem.report.__main__ import build, write_report
 from clipstem.report.answers import Labels, gather
 from clipstem.report.page import Report, Section, Table
@@ -512,6 +512,13 @@ def test_skills_of_two_subjects_may_have_one_name(tmp_path: Path) -> None:
     rows = table(analyses.every_skill(answers, {})).rows
     assert [row[:3] for row in rows] == [("s", "math", "grade-2"), ("s", "science", "grade-2")]
     assert [row[5] for row in rows] == ["100.0", "0.0"]
+
+
+def test_a_skill_of_an_unnamed_subject_has_a_score(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.parquet", answered([True] * 6, subject=["", "math"] * 3))
+    answers = gather([path])
+    (exam,) = sittings.sit(answers, ExamRules(repeats=3)).values()
+    assert sittings.of_skills(answers, exam) == [100, 100]
 
 
 def test_unknown_lengths_and_cuts_are_said_to_be(two: list[Path]) -> None:
