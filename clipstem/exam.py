@@ -41,6 +41,8 @@ PEOPLE = 84.8  # the published mean score of people, read off a figure of arXiv 
 
 LOWEST_SHOWN = 20  # skills in the terminal's table
 
+AT_ONCE = 2**22  # places shuffled together, 32 MiB: a unit may have 100,000s of questions
+
 _GAIN = {
     Rule.regular: [max(2, 10 - tens) for tens in range(10)],
     Rule.advanced: [max(3, 10 - tens + (tens >= 7)) for tens in range(10)],
@@ -83,6 +85,13 @@ def draw_questions(
     """The places of the drawn questions, [length, repeats]; without replacement all differ."""
     if replacement:
         return rng.integers(questions, size=(length, repeats))
+    block = max(1, AT_ONCE // questions)
+    sizes = [min(block, repeats - start) for start in range(0, repeats, block)]
+    return np.concatenate([_shuffled(rng, questions, length, size) for size in sizes], axis=1)
+
+
+def _shuffled(rng: np.random.Generator, questions: int, length: int, repeats: int) -> Ints:
+    """The first places of so many shuffles, [length, repeats]."""
     place_QR = np.repeat(np.arange(questions)[:, None], repeats, axis=1)
     column_R = np.arange(repeats)
     for here in range(length):  # a shuffle by Fisher and Yates that stops when enough are drawn
@@ -90,7 +99,7 @@ def draw_questions(
         drawn_R = place_QR[other_R, column_R]
         place_QR[other_R, column_R] = place_QR[here]
         place_QR[here] = drawn_R
-    return place_QR[:length]
+    return place_QR[:length].copy()  # lets go of the rest
 
 
 @dataclass(frozen=True)

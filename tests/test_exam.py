@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,15 @@ def test_without_replacement_no_question_comes_twice(
     length += 7 * more
     place_NR = draw_questions(rng, questions, length, 6, replacement=True)
     assert place_NR.shape == (length, 6) and set(place_NR.ravel().tolist()) <= set(range(questions))
+
+
+def test_draws_from_a_huge_skill_take_little_memory() -> None:
+    tracemalloc.start()
+    place_NR = draw_questions(np.random.default_rng(0), 171_601, 13, 200, replacement=False)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert place_NR.shape == (13, 200) and peak_bytes < 80 * 2**20  # at once it would be 262 MiB
+    assert all(len(set(place_N)) == 13 for place_N in place_NR.T.tolist())
 
 
 @pytest.mark.parametrize("replacement", [False, True])
