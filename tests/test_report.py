@@ -582,7 +582,7 @@ def markdown_cells(text: str) -> list[list[str]]:
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
     plain = [[re.sub(r"!\[(.*?)\]\(.*?\)", r"\1", cell) for cell in row] for row in rows]
     return [
-        [unescape(re.sub(r"\\([\\`*_|~$(])", r"\1", cell.strip())) for cell in row]
+        [unescape(re.sub(r"\\([\\`*_|~$([\]])", r"\1", cell.strip())) for cell in row]
         for row in plain
         if not set("".join(row)) <= set(" -:")
     ]
@@ -702,6 +702,20 @@ def test_hostile_texts_stay_texts(hostile_data: Path, tmp_path: Path) -> None:
     rows = markdown_cells(markdown)
     assert HOSTILE in [cell for row in rows for cell in row]
     assert all(b"<script" not in data for data in page.files(report).values())
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [("# x", r"\# x"), ("- x", r"\- x"), ("+ x", r"\+ x"), ("1. x", r"1\. x"), ("+1.5", "+1.5")],
+)
+def test_a_line_that_begins_with_a_name_stays_a_line(name: str, written: str) -> None:
+    made = Report("t", [name], [page.Chapter("c", [Section("s", [name])])])
+    assert page.markdown(made).splitlines().count(written) == 2
+
+
+def test_a_bracket_does_not_end_an_image() -> None:
+    made = Report("t", [], [page.Chapter("c", [Section("s", [page.Chart("n", "c", "a] [b", "")])])])
+    assert "\n![a\\] \\[b](charts/n.svg)\n" in page.markdown(made)
 
 
 def test_mistakes_are_the_most_confident_ones_one_a_skill(drawn_data: Path, tmp_path: Path) -> None:
