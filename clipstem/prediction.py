@@ -131,9 +131,9 @@ def read(path: Path) -> Predictions:
 
     Raises:
         ClipstemError: if it is missing, is no parquet file, a column is missing or of the wrong
-            type, the metadata are no JSON object, an id or a skill is empty, an id comes twice, an answer is not among the options,
-            probabilities are below 0 or do not sum to 1 within `SUM_TOLERANCE`, or a logit is null,
-            NaN or +inf.
+            type, the metadata are no JSON object, an id or a skill is empty, an id comes twice, an
+            answer is not among the options, probabilities are below 0 or do not sum to 1 within
+            `SUM_TOLERANCE`, or a logit is null, NaN or +inf.
     """
     if not path.is_file():
         raise ClipstemError(f"{path}: there is no such predictions file")
@@ -247,12 +247,12 @@ def _check(found: Predictions, path: Path) -> None:
             f"{path}: row {row}: the probabilities {probs} sum to {sum_Q[row]:g}; expected numbers "
             "from 0 to 1 with sum 1 (are they logits?)"
         )
-    wrong_Q = ~(found.logits_QK < np.inf).all(axis=1)
-    if wrong_Q.any():
-        row = int(wrong_Q.argmax())
+    if (wrong := np.flatnonzero(~(found.logits_QK < np.inf).all(axis=1))).size:
+        row = int(wrong[0])
         logits = ", ".join(f"{x:g}" for x in found.logits_QK[row, : found.num_options_Q[row]])
         raise ClipstemError(
-            f"{path}: row {row}: the logits are {logits}; expected numbers (or leave the column out)"
+            f"{path}: row {row}: the logits are {logits}; expected numbers (or leave the column "
+            "out)"
         )
 
 
