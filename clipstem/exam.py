@@ -27,7 +27,7 @@ from clipstem.atomic import new_folder
 from clipstem.config import Choices, ExamConfig, Rule, verb
 from clipstem.console import console
 from clipstem.prediction import Predictions
-from clipstem.question import ClipstemError
+from clipstem.question import YOUNGEST, ClipstemError, natural
 from clipstem.statistics import TAILS, numbered
 
 Floats = NDArray[np.float64]
@@ -328,8 +328,9 @@ def _scores_table(exam: Exam) -> Table:
         f"above {MASTERED_ABOVE}, %",
     )  # fmt: skip
     for name in ("subject", "grade"):
-        for group, score in exam.by(name).items():
-            table.add_row(escape(group), *_cells(score))
+        scores = exam.by(name)
+        for group in sorted(scores, key=lambda group: natural(group, YOUNGEST)):
+            table.add_row(escape(group), *_cells(scores[group]))
         table.add_section()
     table.add_row("mean of subjects", *_cells(exam.mean_of_subjects))
     table.add_row("mean of skills", *_cells(exam.mean_of_skills))

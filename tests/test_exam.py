@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -426,6 +427,22 @@ def test_the_command_prints_and_writes(
     with pytest.raises(SystemExit):
         run_main(monkeypatch, "predictions=p.parquet", "out=exam")
     assert "exam exists and is never overwritten" in capsys.readouterr().err
+
+
+def test_grades_are_printed_in_the_order_of_school(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = answered({"math": 0.5}, 20)
+    found.columns["grade"] = ["grade-10", "grade-2", "kindergarten", "pre-k"] * 5
+    found.write(tmp_path / "p.parquet")
+    run_main(monkeypatch, f"predictions={tmp_path / 'p.parquet'}", "repeats=3")
+    places = [
+        re.search(rf"^\W*{grade} ", printed, re.M)
+        for printed in [capsys.readouterr().out]
+        for grade in ("pre-k", "kindergarten", "grade-2", "grade-10")
+    ]
+    starts = [place.start() for place in places if place]
+    assert starts == sorted(starts) and len(starts) == 4
 
 
 def test_a_short_exam_says_that_nobody_can_master_a_skill(

@@ -199,7 +199,7 @@ def test_skills_without_any_answer_and_columns_not_read_are_named(tmp_path: Path
     pq.write_table(pq.read_table(path).append_column("comment", [["x"] * 6]), path)
     assert gather([path]).excluded == (
         f"{path}: 4 questions without a known answer.",
-        f"{path}: 1 skills without any known answer: science/poles.",
+        f"{path}: no question with a known answer in science/poles.",
         f"{path}: columns that were not read: comment.",
     )
 
@@ -527,6 +527,21 @@ def test_unknown_lengths_and_cuts_are_said_to_be(two: list[Path]) -> None:
     )
     path = saved(Path("a.parquet"), unknown)
     assert table(analyses.by_length(gather([path]))).rows[0][0] == "unknown"
+
+
+def test_one_of_a_thing_is_in_the_singular(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.parquet", answered([True, False, True]))
+    (line,) = build(config([path]), MADE).summary
+    assert line.startswith("1 model, 3 questions of 1 skill in 1 subject. ")
+
+
+def test_what_treats_questions_as_independent_says_so(two: list[Path]) -> None:
+    answers = gather(two)
+    for section in (analyses.by_subject(answers), analyses.by_training_questions(answers)):
+        assert "as if questions were independent" in " ".join(table(section).notes)
+    assert "as if questions were independent" in table(comparisons.paired(answers)).notes[0]
+    columns = table(analyses.probability_quality(answers, 5)).columns
+    assert columns[1] == "negative log-likelihood, nats"
 
 
 def test_what_cannot_be_said_is_said(tmp_path: Path) -> None:

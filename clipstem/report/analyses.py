@@ -95,7 +95,13 @@ def probability_quality(answers: Answers, bins: int) -> Section:
         f"distance summed over options; expected calibration error over {bins} bins of equal "
         "width. All after the temperature.",
     )
-    columns = ("model", "likelihood, nats", "Brier", "calibration error, %", "temperature")
+    columns = (
+        "model",
+        "negative log-likelihood, nats",
+        "Brier",
+        "calibration error, %",
+        "temperature",
+    )
     return Section(
         "Probabilities", (Table("How good the probabilities are", columns, rows, notes=notes),)
     )
@@ -172,6 +178,12 @@ def binned(value_Q: NDArray[np.int64], edges: Sequence[int], unit: str) -> Label
     return Labels(tuple(names[number] for number in used), np.searchsorted(used, number_Q))
 
 
+WILSON = (
+    "Wilson's intervals are as if questions were independent; those of one skill are alike, so "
+    "that on other skills accuracies spread wider."
+)
+
+
 def _group(answers: Answers, labels: Labels, what: str) -> tuple[Table, Chart]:
     """Accuracy of each group of questions, with chance and an interval for each model."""
     chance_G = labels.means(answers.questions.chance_Q)
@@ -186,7 +198,7 @@ def _group(answers: Answers, labels: Labels, what: str) -> tuple[Table, Chart]:
         for number, name in enumerate(labels.names)
     ]
     caption = f"Accuracy by {what}, %, with 95 % intervals (Wilson)"
-    table = Table(caption, (what, "questions", "chance", *estimates), rows)
+    table = Table(caption, (what, "questions", "chance", *estimates), rows, notes=(WILSON,))
     svg = charts.rows(
         labels.names,
         estimates,
@@ -291,7 +303,7 @@ def by_training_questions(answers: Answers) -> Section:
     return Section(
         title,
         (
-            Table(caption, columns, rows, words=2),
+            Table(caption, columns, rows, words=2, notes=(WILSON,)),
             Chart("accuracy-by-training-questions", f"{caption}; a point is a skill.", alt, chart),
             *lines,
         ),

@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 
 from clipstem import prediction
 from clipstem.prediction import COLUMNS
-from clipstem.question import ClipstemError
+from clipstem.question import YOUNGEST, ClipstemError, natural
 from clipstem.report.published import SUBJECTS
 
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 NO_NAME = "(no name)"
-YOUNGEST = ("pre-k", "prek", "kindergarten")  # STEM's grades that no number puts in order
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,7 @@ class Labels:
         """Words, those of `first` before others; an empty one is shown as `NO_NAME`."""
         coded = pa.array(words, pa.string()).dictionary_encode()
         found = [name or NO_NAME for name in coded.dictionary.to_pylist()]
-
-        def key(number: int) -> Any:
-            name = found[number]
-            return first.index(name) if name in first else len(first), natural(name)
-
-        order = sorted(range(len(found)), key=key)
+        order = sorted(range(len(found)), key=lambda number: natural(found[number], first))
         rank = np.empty(len(order), np.int64)
         rank[order] = np.arange(len(order))
         codes = coded.indices.to_numpy(zero_copy_only=False)
@@ -61,12 +55,6 @@ class Labels:
         """The mean of a value over each word's questions; NaN where it has none."""
         sums = np.bincount(self.number_Q, values_Q.astype(np.float64), len(self.names))
         return np.divide(sums, self.counts, out=np.full(len(sums), np.nan), where=self.counts > 0)
-
-
-def natural(name: str) -> tuple[tuple[int, int | str], ...]:
-    """A sort key under which grade-2 comes before grade-10."""
-    words = "".join(c if c.isdigit() else f" {c} " if c == "-" else c for c in name).split()
-    return tuple((0, int(word)) if word.isdecimal() else (1, word) for word in words)
 
 
 @dataclass(frozen=True)
@@ -146,8 +134,8 @@ def credit(probs_QK: NDArray[np.float64], answer_Q: Ints) -> NDArray[np.float64]
     so that its accuracy would say how often the first option is right.
     """
     largest_QK = probs_QK == probs_QK.max(axis=1, keepdims=True)
-    share_Q: NDArray[np.float64] = (
-        largest_QK[np.arange(len(answer_Q)), answer_Q] / largest_QK.sum(axis=1)
+    share_Q: NDArray[np.float64] = largest_QK[np.arange(len(answer_Q)), answer_Q] / largest_QK.sum(
+        axis=1
     )
     return share_Q
 
@@ -264,9 +252,7 @@ class _File:
         if unknown := int((self.numbers("answer") < 0).sum()):
             lines.append(f"{self.path}: {unknown:,} questions without a known answer.")
         if silent := sorted(set(self.skills(known=False)) - set(self.skills(known=True))):
-            lines.append(
-                f"{self.path}: {len(silent):,} skills without any known answer: {', '.join(silent)}."
-            )
+            lines.append(f"{self.path}: no question with a known answer in {', '.join(silent)}.")
         if skipped := self.provenance.get("without_picture"):
             lines.append(f"{self.path}: {skipped:,} questions have no picture and were not scored.")
         return lines
