@@ -112,7 +112,7 @@ def line(
         ends = (min(x), max(x))
         axes.plot(ends, ends, color=_STAND_IN["muted"], linewidth=1, linestyle=(0, (4, 3)))
     for (name, y), style in zip(series.items(), _styles(), strict=False):
-        axes.plot(x, y, label=name, **style)
+        axes.plot(x, y, label=_shown(name), **style)
     return _svg(figure, axes, x_label, y_label, alt)
 
 
@@ -132,7 +132,7 @@ def scatter(
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(EngFormatter(sep="\u202f"))
     for (name, (x, y)), style in zip(series.items(), _styles(), strict=False):
-        axes.plot(x, y, label=name, **{**style, "linestyle": "none"}, alpha=0.75)
+        axes.plot(x, y, label=_shown(name), **{**style, "linestyle": "none"}, alpha=0.75)
         for where in zip(x, y, (point_labels or {}).get(name, ()), strict=False):
             axes.annotate(
                 _short(where[2]),
@@ -169,7 +169,7 @@ def rows(
             [e.value for _, e in shown],
             [place + shift for place, _ in shown],
             xerr=[[e.value - e.low for _, e in shown], [e.high - e.value for _, e in shown]],
-            label=name,
+            label=_shown(name),
             **{**style, "linestyle": "none"},
             elinewidth=1.4,
         )
@@ -183,7 +183,7 @@ def rows(
             markersize=9,
             markeredgewidth=1.6,
             color=_STAND_IN["muted"],
-            label=label,
+            label=_shown(label),
         )
     axes.set_yticks(places, [_short(name) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -201,6 +201,11 @@ def _figure(height_inches: float) -> tuple[Figure, Axes]:
 def _short(name: str) -> str:
     """A name that leaves room for the chart; the tables have all of it."""
     return name if len(name) <= NAME_LETTERS else f"{name[: NAME_LETTERS - 1]}…"
+
+
+def _shown(name: str) -> str:
+    """A name for the legend, from which matplotlib leaves out those that begin with "_"."""
+    return f"\u200b{name}" if name.startswith("_") else name
 
 
 def _styles() -> Any:

@@ -27,7 +27,7 @@ from clipstem.atomic import new_folder
 from clipstem.config import Choices, ExamConfig, Rule, verb
 from clipstem.console import console
 from clipstem.prediction import Predictions
-from clipstem.question import ClipstemError
+from clipstem.question import YOUNGEST, ClipstemError, natural
 from clipstem.statistics import TAILS, numbered
 
 Floats = NDArray[np.float64]
@@ -40,6 +40,8 @@ MASTERED_ABOVE = 90  # a skill with a higher score counts as mastered; arXiv 240
 PEOPLE = 84.8  # the published mean score of people, read off a figure of arXiv 2402.17205
 
 LOWEST_SHOWN = 20  # skills in the terminal's table
+
+AT_ONCE = 2**22  # places shuffled together, 32 MiB: a unit may have 100,000s of questions
 
 _GAIN = {
     Rule.regular: [max(2, 10 - tens) for tens in range(10)],
@@ -83,6 +85,13 @@ def draw_questions(
     """The places of the drawn questions, [length, repeats]; without replacement all differ."""
     if replacement:
         return rng.integers(questions, size=(length, repeats))
+    block = max(1, AT_ONCE // questions)
+    sizes = [min(block, repeats - start) for start in range(0, repeats, block)]
+    return np.concatenate([_shuffled(rng, questions, length, size) for size in sizes], axis=1)
+
+
+def _shuffled(rng: np.random.Generator, questions: int, length: int, repeats: int) -> Ints:
+    """The first places of so many shuffles, [length, repeats]."""
     place_QR = np.repeat(np.arange(questions)[:, None], repeats, axis=1)
     column_R = np.arange(repeats)
     for here in range(length):  # a shuffle by Fisher and Yates that stops when enough are drawn
@@ -90,7 +99,7 @@ def draw_questions(
         drawn_R = place_QR[other_R, column_R]
         place_QR[other_R, column_R] = place_QR[here]
         place_QR[here] = drawn_R
-    return place_QR[:length]
+    return place_QR[:length].copy()  # lets go of the rest
 
 
 @dataclass(frozen=True)
@@ -157,8 +166,15 @@ class Exam:
         return int(final_scores(right_NR, self.config.rule)[0])
 
     def by(self, name: str) -> dict[str, Score]:
-        """The scores by `subject`, `grade` or `skill`; a skill's units are its grades."""
-        names, group_U = numbered(getattr(unit, name) for unit in self.units)
+        """The scores by `subject`, `grade` or `skill`.
+
+        A skill's units are its grades; it is called subject/skill, because two subjects may use one
+        name.
+        """
+        names, group_U = numbered(
+            f"{unit.subject}/{unit.skill}" if name == "skill" else getattr(unit, name)
+            for unit in self.units
+        )
         return {str(n): self._score(group_U == place) for place, n in enumerate(names)}
 
     @property
@@ -312,8 +328,9 @@ def _scores_table(exam: Exam) -> Table:
         f"above {MASTERED_ABOVE}, %",
     )  # fmt: skip
     for name in ("subject", "grade"):
-        for group, score in exam.by(name).items():
-            table.add_row(escape(group), *_cells(score))
+        scores = exam.by(name)
+        for group in sorted(scores, key=lambda group: natural(group, YOUNGEST)):
+            table.add_row(escape(group), *_cells(scores[group]))
         table.add_section()
     table.add_row("mean of subjects", *_cells(exam.mean_of_subjects))
     table.add_row("mean of skills", *_cells(exam.mean_of_skills))

@@ -141,7 +141,12 @@ def _perturbed(location: str, manifest: Manifest, change: Change) -> Perturbed:
 
 
 def exchanged(names: Sequence[Any], seed: int) -> npt.NDArray[np.int64]:
-    """For each place another one of the same name, each once; one that is alone has only itself."""
+    """For each place another one of the same name, each once.
+
+    One that is alone has only itself: under `shuffled_pictures` it keeps its own pictures. Names
+    are kinds with numbers of options there, so that these are a handful of questions: at most one
+    of each name.
+    """
     places: dict[Any, list[int]] = {}
     for place, name in enumerate(names):
         places.setdefault(name, []).append(place)

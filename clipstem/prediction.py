@@ -57,6 +57,7 @@ class Predictions:
         logits_QK: float32, the dtype's minimum there.
         provenance: what made them: model, run, hashes, temperature, split, timing …
         unread: names of the columns of the file that are not in `COLUMNS`.
+        has_logits: whether the file has logits, or the logarithm of probs stands for them.
     """
 
     columns: dict[str, Sequence[Any]]
@@ -64,6 +65,7 @@ class Predictions:
     logits_QK: NDArray[np.float32]
     provenance: dict[str, Any] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    has_logits: bool = True
 
     def __len__(self) -> int:
         return len(self.probs_QK)
@@ -129,8 +131,9 @@ def read(path: Path) -> Predictions:
 
     Raises:
         ClipstemError: if it is missing, is no parquet file, a column is missing or of the wrong
-            type, an id or a skill is empty, an id comes twice, an answer is not among the options,
-            or probabilities are below 0 or do not sum to 1 within `SUM_TOLERANCE`.
+            type, the metadata are no JSON object, an id or a skill is empty, an id comes twice, an
+            answer is not among the options, probabilities are below 0 or do not sum to 1 within
+            `SUM_TOLERANCE`, or a logit is null, NaN or +inf.
     """
     if not path.is_file():
         raise ClipstemError(f"{path}: there is no such predictions file")
@@ -143,10 +146,12 @@ def read(path: Path) -> Predictions:
             f"{path}: is not a predictions file: it lacks the columns {', '.join(missing)}"
         )
     typed = {
-        name: _typed(table[name], name, path) for name in COLUMNS if name in table.column_names
+        name: _typed(table[name], name, path)
+        for name in COLUMNS
+        if name in table.column_names and name != "choice"
     }
     columns: dict[str, Sequence[Any]] = {
-        name: _values(typed[name]) for name in typed if name not in (*_LISTS, "choice")
+        name: _values(typed[name]) for name in typed if name not in _LISTS
     }
     lengths = typed["probs"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
     columns = {**_absent(len(table), lengths), **columns}
@@ -162,14 +167,35 @@ def read(path: Path) -> Predictions:
         columns={name: columns[name] for name in COLUMNS if name in columns},
         probs_QK=probs_QK,
         logits_QK=logits_QK,
-        provenance=json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}")),
+        provenance=_provenance(table.schema, path),
         unread=tuple(name for name in table.column_names if name not in COLUMNS),
+        has_logits="logits" in typed,
     )
     _check(found, path)
     return found
 
 
 _LISTS = ("probs", "logits")
+
+
+def _provenance(schema: pa.Schema, path: Path) -> dict[str, Any]:
+    """What the file's metadata say of how it was made; nothing where it has none of ours."""
+    try:
+        facts = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict):
+        raise ClipstemError(
+            f"{path}: the metadata '{METADATA_KEY.decode()}' are not a JSON object; expected what "
+            "made the file, or none"
+        )
+    for name in ("temperature", "parameters"):
+        value = facts.get(name)
+        if value is not None and type(value) not in (int, float):
+            raise ClipstemError(
+                f"{path}: {name} in the metadata is {value!r}; expected a number, or none"
+            )
+    return facts
 
 
 def _absent(questions: int, lengths: NDArray[np.int64]) -> dict[str, Sequence[Any]]:
@@ -220,6 +246,13 @@ def _check(found: Predictions, path: Path) -> None:
         raise ClipstemError(
             f"{path}: row {row}: the probabilities {probs} sum to {sum_Q[row]:g}; expected numbers "
             "from 0 to 1 with sum 1 (are they logits?)"
+        )
+    if (wrong := np.flatnonzero(~(found.logits_QK < np.inf).all(axis=1))).size:
+        row = int(wrong[0])
+        logits = ", ".join(f"{x:g}" for x in found.logits_QK[row, : found.num_options_Q[row]])
+        raise ClipstemError(
+            f"{path}: row {row}: the logits are {logits}; expected numbers (or leave the column "
+            "out)"
         )
 
 

@@ -111,3 +111,13 @@ def invalid_field(
             f"{len(options) - 1}, or {UNKNOWN_ANSWER} for unknown"
         )
     return None
+
+
+YOUNGEST = ("pre-k", "prek", "kindergarten")  # STEM's grades that no number puts in order
+
+
+def natural(name: str, first: Sequence[str] = ()) -> tuple[int, tuple[tuple[int, int | str], ...]]:
+    """A sort key: names of `first` in its order, then others, grade-2 before grade-10."""
+    words = "".join(c if c.isdigit() else f" {c} " if c == "-" else c for c in name).split()
+    place = first.index(name) if name in first else len(first)
+    return place, tuple((0, int(word)) if word.isdecimal() else (1, word) for word in words)

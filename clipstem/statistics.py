@@ -52,7 +52,7 @@ def these_skills_interval(
     repeats: int = 2000,
     seed: int = 0,
     subject_Q: Names | None = None,
-) -> Interval:
+) -> Interval | None:
     """Where the accuracy would lie on other questions of the same skills.
 
     Of the accuracy over all questions, or with `subject_Q` of the mean of the subjects' accuracies.
@@ -63,10 +63,13 @@ def these_skills_interval(
     the plain percentiles hold the truth 88 % of the time, these 94 %.
 
     A skill of one question shows no spread: it is joined to the smallest other one of its subject.
+    None if with `subject_Q` a whole subject has one question, of which nothing can be said.
     Where no skill has any spread, as when all answers are right, it is Wilson's interval.
     """
     strata_Q, of_subject_Q = _strata(skill_Q, subject_Q)
     questions_J = np.bincount(of_subject_Q)
+    if subject_Q is not None and questions_J.min() < 2:
+        return None
     weight_Q = 1 / (len(questions_J) * questions_J[of_subject_Q])
     size_S = np.bincount(strata_Q)
     weight_S = np.bincount(strata_Q, weight_Q)

@@ -2,8 +2,8 @@
 
     python scripts/measure_report.py
 
-Four files of 214,077 predictions for 448 skills; `benchmarks/report.json` gets the seconds that
-each command kept one core busy, its most memory, and the size of the report.
+Four files of 214,077 predictions for 448 skills; `benchmarks/report.json` gets the CPU seconds of
+each command, its most memory, and the size of the report.
 """
 
 from __future__ import annotations

@@ -61,6 +61,11 @@ def test_texts_stay_texts_whatever_they_are(draw: Callable[[str], str]) -> None:
     assert not list(root.iter(f"{SVG}script"))
 
 
+@pytest.mark.parametrize("draw", [a_line, some_rows])
+def test_a_name_that_begins_with_an_underscore_is_in_the_legend(draw: Callable[[str], str]) -> None:
+    assert ">\u200b_model</text>" in draw("_model")
+
+
 @pytest.mark.parametrize("draw", DRAWN)
 def test_a_chart_refers_to_nothing_outside_itself(draw: Callable[[], str]) -> None:
     svg = draw()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +218,15 @@ def test_without_replacement_no_question_comes_twice(
     assert place_NR.shape == (length, 6) and set(place_NR.ravel().tolist()) <= set(range(questions))
 
 
+def test_draws_from_a_huge_skill_take_little_memory() -> None:
+    tracemalloc.start()
+    place_NR = draw_questions(np.random.default_rng(0), 171_601, 13, 200, replacement=False)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert place_NR.shape == (13, 200) and peak_bytes < 80 * 2**20  # at once it would be 262 MiB
+    assert all(len(set(place_N)) == 13 for place_N in place_NR.T.tolist())
+
+
 @pytest.mark.parametrize("replacement", [False, True])
 def test_every_question_is_equally_likely_at_every_place(replacement: bool) -> None:
     rng = np.random.default_rng(0)
@@ -281,13 +292,20 @@ def test_means_are_over_units_and_over_subjects() -> None:
     assert sorted(of) == [("art-0", "grade-0"), *((f"math-{n}", f"grade-{n}") for n in range(3))]
     math_mean = np.mean([of[f"math-{n}", f"grade-{n}"] for n in range(3)])
     assert exam.by("subject")["math"].mean == pytest.approx(math_mean)
-    assert exam.by("skill")["math-1"].mean == pytest.approx(of["math-1", "grade-1"])
+    assert exam.by("skill")["math/math-1"].mean == pytest.approx(of["math-1", "grade-1"])
     assert exam.by("grade")["grade-0"].mean == pytest.approx(
         (of["art-0", "grade-0"] + of["math-0", "grade-0"]) / 2
     )
     assert exam.mean_of_skills.mean == pytest.approx(np.mean(list(of.values())))
     assert exam.mean_of_subjects.mean == pytest.approx((math_mean + of["art-0", "grade-0"]) / 2)
     assert [score.units for score in exam.by("subject").values()] == [1, 3]
+
+
+def test_skills_of_two_subjects_may_have_one_name() -> None:
+    found = answered({"math": 1.0, "art": 0.0}, 30)
+    found.columns["skill"] = ["shapes"] * 60
+    scores = {name: score.mean for name, score in sit(found, settings_for()).by("skill").items()}
+    assert scores == {"art/shapes": 0, "math/shapes": 100}
 
 
 def test_mastered_is_above_90() -> None:
@@ -403,11 +421,28 @@ def test_the_command_prints_and_writes(
     assert found["predictions_made_by"] == {"run": "r"} and found["exam_made_by"]["command"]
     table = pq.read_table("exam/exam.parquet")
     assert len(table) == 12
-    scores = dict(zip(table["skill"].to_pylist(), table["mean"].to_pylist(), strict=True))
+    names = map("/".join, zip(*(table[n].to_pylist() for n in ("subject", "skill")), strict=True))
+    scores = dict(zip(names, table["mean"].to_pylist(), strict=True))
     assert {name: score["mean"] for name, score in found["skill"].items()} == pytest.approx(scores)
     with pytest.raises(SystemExit):
         run_main(monkeypatch, "predictions=p.parquet", "out=exam")
     assert "exam exists and is never overwritten" in capsys.readouterr().err
+
+
+def test_grades_are_printed_in_the_order_of_school(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = answered({"math": 0.5}, 20)
+    found.columns["grade"] = ["grade-10", "grade-2", "kindergarten", "pre-k"] * 5
+    found.write(tmp_path / "p.parquet")
+    run_main(monkeypatch, f"predictions={tmp_path / 'p.parquet'}", "repeats=3")
+    places = [
+        re.search(rf"^\W*{grade} ", printed, re.M)
+        for printed in [capsys.readouterr().out]
+        for grade in ("pre-k", "kindergarten", "grade-2", "grade-10")
+    ]
+    starts = [place.start() for place in places if place]
+    assert starts == sorted(starts) and len(starts) == 4
 
 
 def test_a_short_exam_says_that_nobody_can_master_a_skill(

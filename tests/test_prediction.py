@@ -168,6 +168,31 @@ def test_a_column_of_the_wrong_type_is_named(
     assert str(error.value) == f"{path}: {message}"
 
 
+def test_choice_may_be_anything_because_it_is_not_read(tmp_path: Path) -> None:
+    path = rewritten(tmp_path / "p.parquet", {"choice": pa.array(["b", None])})
+    assert prediction.read(path).choice_Q.tolist() == predictions([2, 3]).choice_Q.tolist()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (b"not json", "the metadata 'clipstem' are not a JSON object; expected what made the file"),
+        (b"[]", "the metadata 'clipstem' are not a JSON object; expected what made the file"),
+        (b"\xff", "the metadata 'clipstem' are not a JSON object; expected what made the file"),
+        (b'{"temperature": "warm"}', "temperature in the metadata is 'warm'; expected a number"),
+        (b'{"parameters": [1]}', "parameters in the metadata is [1]; expected a number, or none"),
+    ],
+)
+def test_metadata_that_make_no_sense_are_named(
+    metadata: bytes, message: str, tmp_path: Path
+) -> None:
+    path = rewritten(tmp_path / "p.parquet", {})
+    pq.write_table(pq.read_table(path).replace_schema_metadata({METADATA_KEY: metadata}), path)
+    with pytest.raises(ClipstemError) as error:
+        prediction.read(path)
+    assert str(error.value).startswith(f"{path}: {message}")
+
+
 def test_columns_of_related_types_are_taken(tmp_path: Path) -> None:
     changes = {
         "answer": pa.array([0, 1], pa.int8()),
@@ -200,6 +225,13 @@ def test_columns_of_related_types_are_taken(tmp_path: Path) -> None:
         ),
         ("probs", [[1.5, -0.5], [0, 0, 1]], "row 0: the probabilities 1.5, -0.5 sum to 1; "),
         ("probs", [[0.5, 0.5], [0, 1, np.nan]], "row 1: the probabilities 0, 1, nan sum to nan; "),
+        (
+            "logits",
+            [[1, 2], [0, np.nan, 1]],
+            "row 1: the logits are 0, nan, 1; expected numbers (or leave the column out)",
+        ),
+        ("logits", [[1, None], [0, 1, 1]], "row 0: the logits are 1, nan; expected numbers"),
+        ("logits", [[1, np.inf], [0, 1, 1]], "row 0: the logits are 1, inf; expected numbers"),
     ],
 )
 def test_values_that_make_no_sense_are_named(
@@ -237,7 +269,7 @@ def test_anybodys_file_needs_six_columns(tmp_path: Path) -> None:
         "answer": [1, -1],
     }
     np.testing.assert_allclose(probabilities(found.logits_QK, found.num_options_Q), found.probs_QK)
-    assert (found.provenance, found.unread) == ({}, ())
+    assert (found.provenance, found.unread, found.has_logits) == ({}, (), False)
     found.write(tmp_path / "ours.parquet")
     assert prediction.read(tmp_path / "ours.parquet").columns == found.columns
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,7 +33,7 @@ from clipstem.pairs import LOWEST_LOGIT
 from clipstem.prediction import COLUMNS, Predictions
 from clipstem.prepare import prepare
 from clipstem.question import ClipstemError
-from clipstem.report import analyses, comparisons, gallery, page, published
+from clipstem.report import analyses, comparisons, gallery, page, published, sittings
 from clipstem.report.__main__ import build, write_report
 from clipstem.report.answers import Labels, gather
 from clipstem.report.page import Report, Section, Table
@@ -190,6 +191,19 @@ def test_questions_without_an_answer_are_left_out_with_their_number(tmp_path: Pa
     )
 
 
+def test_skills_without_any_answer_and_columns_not_read_are_named(tmp_path: Path) -> None:
+    skills = ["poles"] * 3 + ["magnets"] * 3
+    path = saved(
+        tmp_path / "a.parquet", answered([True] * 6, skill=skills, answer=[-1] * 3 + [0, -1, 2])
+    )
+    pq.write_table(pq.read_table(path).append_column("comment", [["x"] * 6]), path)
+    assert gather([path]).excluded == (
+        f"{path}: 4 questions without a known answer.",
+        f"{path}: no question with a known answer in science/poles.",
+        f"{path}: columns that were not read: comment.",
+    )
+
+
 def test_an_empty_grade_has_a_name(tmp_path: Path) -> None:
     found = gather([saved(tmp_path / "a.parquet", answered([True] * 4, grade=["", "", "x", "x"]))])
     assert found.questions.grade.names == ("(no name)", "x")
@@ -246,6 +260,14 @@ def only_perturbed(tmp_path: Path) -> list[Path]:
     return [saved(tmp_path / "a.parquet", answered([True] * 6), perturbation={"name": "case"})]
 
 
+def of_unnamed_weights(tmp_path: Path) -> list[Path]:
+    facts: dict[str, Any] = {"perturbation": {"name": "case"}, "weights_sha256": None}
+    return [
+        saved(tmp_path / "a.parquet", answered([True] * 6), **facts),
+        saved(tmp_path / "b.parquet", answered([True] * 6), weights_sha256=None),
+    ]
+
+
 def of_other_weights(tmp_path: Path) -> list[Path]:
     plain = saved(tmp_path / "b.parquet", answered([True] * 6))
     return [*only_perturbed(tmp_path), plain]
@@ -270,6 +292,11 @@ def of_other_weights(tmp_path: Path) -> list[Path]:
         ),
         (twice, "a: a file is given twice"),
         (only_perturbed, "all are of perturbed questions; give the model's plain predictions too"),
+        (
+            of_unnamed_weights,
+            r"a\.parquet: is of perturbed questions, but does not say of which weights "
+            r"\(weights_sha256\), so that no model can be found for it",
+        ),
         (
             of_other_weights,
             r"a\.parquet: is of perturbed questions, and 0 of the plain files are of the same "
@@ -374,6 +401,15 @@ def test_reliability_before_the_temperature_is_of_the_logits(tmp_path: Path) -> 
     assert rows[1] == ["85.0", "100", f"{100 * before:.1f}", "50.0", "0", "–", "–"]
 
 
+def test_without_logits_nothing_is_said_of_before_the_temperature(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.parquet", answered([True, False] * 50, 2, 0.65))
+    pq.write_table(pq.read_table(path).drop_columns(["logits"]), path)
+    found = table(analyses.calibration(gather([path]), 10))
+    assert found.columns == ["bin's centre", "n after", "held after", "right after"]
+    assert found.rows == [["65.0", "100", "65.0", "50.0"]]
+    assert "no logits given" in found.caption and "% before" not in found.caption
+
+
 def test_the_paired_comparison_counts_question_by_question(two: list[Path]) -> None:
     answers = gather(two)
     a, b = (model.right_Q for model in answers.models)
@@ -408,6 +444,22 @@ def test_the_worst_case_is_right_under_every_change(two: list[Path]) -> None:
 def test_blanked_pictures_are_no_matter_of_robustness(two: list[Path]) -> None:
     rows = table(comparisons.sight(gather(two))).rows
     assert [row[:2] for row in rows] == [("tuned", "blank picture")]
+
+
+def test_options_that_look_the_same_are_a_guess(tmp_path: Path) -> None:
+    """Always the first of two blank pictures would be right in two of three questions."""
+    plain = answered([True, True, False] * 4, 2, answer=[0, 1, 0] * 4)
+    blank = replace(plain, probs_QK=np.full((12, 2), 0.5))
+    changed = {"name": "blank_picture", "strength": None, "seed": 0}
+    paths = [
+        saved(tmp_path / "a.parquet", plain),
+        saved(tmp_path / "b.parquet", blank, weights_sha256="a", perturbation=changed),
+    ]
+    found = table(comparisons.sight(gather(paths)))
+    share = 100 * (plain.choice_Q == plain.answer_Q).mean()
+    (row,) = found.rows
+    assert row[3:] == (f"{share:.1f}", "50.0", f"{50 - share:+.1f}".replace("-", "−"), "–", "–")
+    assert "counts 1/n" in found.notes[0]
 
 
 def test_a_variant_of_fewer_questions_is_compared_on_those(two: list[Path]) -> None:
@@ -462,12 +514,34 @@ def test_skills_of_two_subjects_may_have_one_name(tmp_path: Path) -> None:
     assert [row[5] for row in rows] == ["100.0", "0.0"]
 
 
+def test_a_skill_of_an_unnamed_subject_has_a_score(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.parquet", answered([True] * 6, subject=["", "math"] * 3))
+    answers = gather([path])
+    (exam,) = sittings.sit(answers, ExamRules(repeats=3)).values()
+    assert sittings.of_skills(answers, exam) == [100, 100]
+
+
 def test_unknown_lengths_and_cuts_are_said_to_be(two: list[Path]) -> None:
     unknown = replace(
         school(1, 0.5), columns={**school(1, 0.5).columns, "question_words": [-1] * 180}
     )
     path = saved(Path("a.parquet"), unknown)
     assert table(analyses.by_length(gather([path]))).rows[0][0] == "unknown"
+
+
+def test_one_of_a_thing_is_in_the_singular(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.parquet", answered([True, False, True]))
+    (line,) = build(config([path]), MADE).summary
+    assert line.startswith("1 model, 3 questions of 1 skill in 1 subject. ")
+
+
+def test_what_treats_questions_as_independent_says_so(two: list[Path]) -> None:
+    answers = gather(two)
+    for section in (analyses.by_subject(answers), analyses.by_training_questions(answers)):
+        assert "as if questions were independent" in " ".join(table(section).notes)
+    assert "as if questions were independent" in table(comparisons.paired(answers)).notes[0]
+    columns = table(analyses.probability_quality(answers, 5)).columns
+    assert columns[1] == "negative log-likelihood, nats"
 
 
 def test_what_cannot_be_said_is_said(tmp_path: Path) -> None:
@@ -523,7 +597,7 @@ def markdown_cells(text: str) -> list[list[str]]:
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
     plain = [[re.sub(r"!\[(.*?)\]\(.*?\)", r"\1", cell) for cell in row] for row in rows]
     return [
-        [unescape(re.sub(r"\\([\\`*_|~$(])", r"\1", cell.strip())) for cell in row]
+        [unescape(re.sub(r"\\([\\`*_|~$([\]])", r"\1", cell.strip())) for cell in row]
         for row in plain
         if not set("".join(row)) <= set(" -:")
     ]
@@ -643,6 +717,20 @@ def test_hostile_texts_stay_texts(hostile_data: Path, tmp_path: Path) -> None:
     rows = markdown_cells(markdown)
     assert HOSTILE in [cell for row in rows for cell in row]
     assert all(b"<script" not in data for data in page.files(report).values())
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [("# x", r"\# x"), ("- x", r"\- x"), ("+ x", r"\+ x"), ("1. x", r"1\. x"), ("+1.5", "+1.5")],
+)
+def test_a_line_that_begins_with_a_name_stays_a_line(name: str, written: str) -> None:
+    made = Report("t", [name], [page.Chapter("c", [Section("s", [name])])])
+    assert page.markdown(made).splitlines().count(written) == 2
+
+
+def test_a_bracket_does_not_end_an_image() -> None:
+    made = Report("t", [], [page.Chapter("c", [Section("s", [page.Chart("n", "c", "a] [b", "")])])])
+    assert "\n![a\\] \\[b](charts/n.svg)\n" in page.markdown(made)
 
 
 def test_mistakes_are_the_most_confident_ones_one_a_skill(drawn_data: Path, tmp_path: Path) -> None:

@@ -171,15 +171,18 @@ def test_the_order_of_the_questions_does_not_matter(seed: int) -> None:
 def test_these_skills_hold_the_accuracy_itself(seed: int) -> None:
     right_Q, skill_Q = drawn(seed)
     found = these_skills_interval(right_Q, skill_Q)
+    assert found
     assert 0 <= found.low <= right_Q.mean() <= found.high <= 1
     subject_Q = [skill[-1] for skill in skill_Q]
     macro = np.mean([right_Q[np.array(subject_Q) == name].mean() for name in set(subject_Q)])
     found = these_skills_interval(right_Q, skill_Q, subject_Q=subject_Q)
-    assert 0 <= found.low <= macro <= found.high <= 1
+    if min(subject_Q.count(name) for name in subject_Q) > 1:
+        assert found and 0 <= found.low <= macro <= found.high <= 1
 
 
 def test_all_right_is_not_certainty() -> None:
     found = these_skills_interval(np.ones(40, np.bool_), ["a", "b"] * 20)
+    assert found
     assert found.low == pytest.approx(wilson(40, 40).low)
     assert 0.9 < found.low < 0.95 and found.high == pytest.approx(1)
 
@@ -190,6 +193,12 @@ def test_a_skill_of_one_question_is_joined_to_its_subjects_smallest() -> None:
     assert these_skills_interval(right_Q, ["a"] * 5 + ["b", "b", "c"]) == joined
     alone = these_skills_interval(right_Q, ["d"] * 8)
     assert these_skills_interval(right_Q, list("abcdefgh")) == alone
+
+
+def test_a_subject_of_one_question_says_nothing_of_its_spread() -> None:
+    right_Q, subject_Q = np.array([1, 0, 1, 1], np.bool_), ["a", "a", "a", "b"]
+    assert these_skills_interval(right_Q, list("wxyz"), subject_Q=subject_Q) is None
+    assert these_skills_interval(right_Q, list("wxyz")) is not None
 
 
 def test_below_ten_skills_nothing_is_said_about_others() -> None:
@@ -246,6 +255,7 @@ def coverage_of_these_skills(draw: Draw, trials: int, macro: bool = False) -> fl
         )
         names = [str(skill) for skill in skill_Q]
         found = these_skills_interval(right_Q, names, 500, trial, subject_Q if macro else None)
+        assert found
         held += found.low <= truth <= found.high
     return held / trials
 

@@ -115,14 +115,18 @@ def _summary(answers: Answers) -> list[str]:
     skill_Q, subject_Q = questions.skill.number_Q, questions.subject.number_Q
     interval = skills_like_these_interval(best.right_Q, skill_Q, subject_Q)
     sure = "" if interval is None else f", on skills like these {page.between(interval)}\u00a0%"
-    what = "model" if len(answers.models) == 1 else "models"
     return [
-        f"{len(answers.models)} {what}, {len(questions):,} questions of "
-        f"{len(questions.skill.names):,} skills in {len(questions.subject.names)} subjects. "
+        f"{_many(len(answers.models), 'model')}, {_many(len(questions), 'question')} of "
+        f"{_many(len(questions.skill.names), 'skill')} in "
+        f"{_many(len(questions.subject.names), 'subject')}. "
         f"{best.name} reaches a macro accuracy of "
         f"{page.percent(analyses.macro(questions, best.right_Q))}\u00a0%{sure}; chance is "
         f"{page.percent(analyses.macro(questions, questions.chance_Q))}\u00a0%."
     ]
+
+
+def _many(number: int, thing: str) -> str:
+    return f"{page.count(number)} {thing}" if number == 1 else f"{page.count(number)} {thing}s"
 
 
 def _what_was_read(answers: Answers) -> Section:

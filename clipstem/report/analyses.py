@@ -95,7 +95,13 @@ def probability_quality(answers: Answers, bins: int) -> Section:
         f"distance summed over options; expected calibration error over {bins} bins of equal "
         "width. All after the temperature.",
     )
-    columns = ("model", "likelihood, nats", "Brier", "calibration error, %", "temperature")
+    columns = (
+        "model",
+        "negative log-likelihood, nats",
+        "Brier",
+        "calibration error, %",
+        "temperature",
+    )
     return Section(
         "Probabilities", (Table("How good the probabilities are", columns, rows, notes=notes),)
     )
@@ -172,6 +178,12 @@ def binned(value_Q: NDArray[np.int64], edges: Sequence[int], unit: str) -> Label
     return Labels(tuple(names[number] for number in used), np.searchsorted(used, number_Q))
 
 
+WILSON = (
+    "Wilson's intervals are as if questions were independent; those of one skill are alike, so "
+    "that on other skills accuracies spread wider."
+)
+
+
 def _group(answers: Answers, labels: Labels, what: str) -> tuple[Table, Chart]:
     """Accuracy of each group of questions, with chance and an interval for each model."""
     chance_G = labels.means(answers.questions.chance_Q)
@@ -186,7 +198,7 @@ def _group(answers: Answers, labels: Labels, what: str) -> tuple[Table, Chart]:
         for number, name in enumerate(labels.names)
     ]
     caption = f"Accuracy by {what}, %, with 95 % intervals (Wilson)"
-    table = Table(caption, (what, "questions", "chance", *estimates), rows)
+    table = Table(caption, (what, "questions", "chance", *estimates), rows, notes=(WILSON,))
     svg = charts.rows(
         labels.names,
         estimates,
@@ -291,7 +303,7 @@ def by_training_questions(answers: Answers) -> Section:
     return Section(
         title,
         (
-            Table(caption, columns, rows, words=2),
+            Table(caption, columns, rows, words=2, notes=(WILSON,)),
             Chart("accuracy-by-training-questions", f"{caption}; a point is a skill.", alt, chart),
             *lines,
         ),
@@ -370,7 +382,7 @@ def by_size(answers: Answers) -> Section:
 
 
 def calibration(answers: Answers, bins: int) -> Section:
-    """Reliability before the temperature (from logits) and after it."""
+    """Reliability before the temperature (from logits, where there are any) and after it."""
     parts = [
         part
         for number, model in enumerate(answers.models)
@@ -387,12 +399,12 @@ def calibration(answers: Answers, bins: int) -> Section:
 
 
 def _reliability(model: Model, questions: Questions, name: str, bins: int) -> tuple[Table, Chart]:
-    both = {
-        "before the temperature": metrics.probabilities(model.logits_QK, questions.num_options_Q),
-        "after": model.probs_QK,
-    }
-    found = [_every_bin(probs_QK, model.answer_Q, bins) for probs_QK in both.values()]
-    errors = [percent(metrics.ece(probs_QK, model.answer_Q, bins)) for probs_QK in both.values()]
+    given = {"after": model.probs_QK}
+    if model.has_logits:
+        before_QK = metrics.probabilities(model.logits_QK, questions.num_options_Q)
+        given = {"before the temperature": before_QK, **given}
+    found = [_every_bin(probs_QK, model.answer_Q, bins) for probs_QK in given.values()]
+    errors = [percent(metrics.ece(probs_QK, model.answer_Q, bins)) for probs_QK in given.values()]
     centre_B = found[0].centre_B
     rows = [
         [percent(centre)] + [cell for one in found for cell in _bin_cells(one, b)]
@@ -400,14 +412,16 @@ def _reliability(model: Model, questions: Questions, name: str, bins: int) -> tu
         if any(one.count_B[b] for one in found)
     ]
     columns = ["bin's centre"]
-    columns += [f"{what} {when}" for when in ("before", "after") for what in ("n", "held", "right")]
+    columns += [f"{what} {when.split()[0]}" for when in given for what in ("n", "held", "right")]
+    before = f"{errors[0]} % before and " if model.has_logits else ""
+    missing = "" if model.has_logits else " (no logits given: nothing is known of before)"
     caption = (
-        f"Reliability of {model.name}: expected calibration error {errors[0]} % before and "
-        f"{errors[1]} % after the temperature"
+        f"Reliability of {model.name}: expected calibration error {before}{errors[-1]} % after the "
+        f"temperature{missing}"
     )
     notes = ("n: choices in the bin; held: their mean probability, %; right: accuracy, %.",)
     alt = f"{caption}. Accuracy over confidence; on the dashed line both agree."
-    series = {when: (100 * one.accuracy_B).tolist() for when, one in zip(both, found, strict=True)}
+    series = {when: (100 * one.accuracy_B).tolist() for when, one in zip(given, found, strict=True)}
     svg = charts.line(
         (100 * centre_B).tolist(),
         series,

@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 
 from clipstem import prediction
 from clipstem.prediction import COLUMNS
-from clipstem.question import ClipstemError
+from clipstem.question import YOUNGEST, ClipstemError, natural
 from clipstem.report.published import SUBJECTS
 
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 NO_NAME = "(no name)"
-YOUNGEST = ("pre-k", "prek", "kindergarten")  # STEM's grades that no number puts in order
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,7 @@ class Labels:
         """Words, those of `first` before others; an empty one is shown as `NO_NAME`."""
         coded = pa.array(words, pa.string()).dictionary_encode()
         found = [name or NO_NAME for name in coded.dictionary.to_pylist()]
-
-        def key(number: int) -> Any:
-            name = found[number]
-            return first.index(name) if name in first else len(first), natural(name)
-
-        order = sorted(range(len(found)), key=key)
+        order = sorted(range(len(found)), key=lambda number: natural(found[number], first))
         rank = np.empty(len(order), np.int64)
         rank[order] = np.arange(len(order))
         codes = coded.indices.to_numpy(zero_copy_only=False)
@@ -61,12 +55,6 @@ class Labels:
         """The mean of a value over each word's questions; NaN where it has none."""
         sums = np.bincount(self.number_Q, values_Q.astype(np.float64), len(self.names))
         return np.divide(sums, self.counts, out=np.full(len(sums), np.nan), where=self.counts > 0)
-
-
-def natural(name: str) -> tuple[tuple[int, int | str], ...]:
-    """A sort key under which grade-2 comes before grade-10."""
-    words = "".join(c if c.isdigit() else f" {c} " if c == "-" else c for c in name).split()
-    return tuple((0, int(word)) if word.isdecimal() else (1, word) for word in words)
 
 
 @dataclass(frozen=True)
@@ -102,6 +90,7 @@ class Variant:
     sha256: str
     answered_Q: Flags
     right_Q: Flags
+    credit_Q: NDArray[np.float64]  # see `credit`
 
     @property
     def title(self) -> str:
@@ -120,6 +109,7 @@ class Model:
     rows: int
     probs_QK: NDArray[np.float64]
     logits_QK: NDArray[np.float32]
+    has_logits: bool  # else the logarithm of the probabilities stands for them
     truncated_Q: Ints
     answer_Q: Ints
     variants: tuple[Variant, ...] = ()
@@ -131,6 +121,23 @@ class Model:
     @cached_property
     def right_Q(self) -> Flags:
         return self.choice_Q == self.answer_Q
+
+    @cached_property
+    def credit_Q(self) -> NDArray[np.float64]:
+        return credit(self.probs_QK, self.answer_Q)
+
+
+def credit(probs_QK: NDArray[np.float64], answer_Q: Ints) -> NDArray[np.float64]:
+    """1 where the most probable option is right, and 1/n where it is one of n exactly equal ones.
+
+    Options that look the same have the same probability: the choice among them is the lowest index,
+    so that its accuracy would say how often the first option is right.
+    """
+    largest_QK = probs_QK == probs_QK.max(axis=1, keepdims=True)
+    share_Q: NDArray[np.float64] = largest_QK[np.arange(len(answer_Q)), answer_Q] / largest_QK.sum(
+        axis=1
+    )
+    return share_Q
 
 
 @dataclass(frozen=True)
@@ -160,6 +167,11 @@ def gather(paths: Sequence[Path], names: Sequence[str] = ()) -> Answers:
         )
     ids, excluded = _shared_ids(plain)
     excluded += [line for file in plain for line in file.left_out()]
+    excluded += [
+        f"{file.path}: columns that were not read: {', '.join(file.unread)}."
+        for file in read
+        if file.unread
+    ]
     first = plain[0].at(ids)
     questions = _questions(plain[0], first, ids)
     models = []
@@ -183,6 +195,8 @@ class _File:
     probs_QK: NDArray[np.float64]
     logits_QK: NDArray[np.float32]
     provenance: dict[str, Any]
+    has_logits: bool
+    unread: tuple[str, ...]
 
     @classmethod
     def read(cls, path: Path) -> _File:
@@ -195,7 +209,16 @@ class _File:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         columns = {name: pa.array(values, COLUMNS[name]) for name, values in found.columns.items()}
-        return cls(path, sha256, columns, found.probs_QK, found.logits_QK, found.provenance)
+        return cls(
+            path,
+            sha256,
+            columns,
+            found.probs_QK,
+            found.logits_QK,
+            found.provenance,
+            found.has_logits,
+            found.unread,
+        )
 
     def __len__(self) -> int:
         return len(self.probs_QK)
@@ -211,6 +234,13 @@ class _File:
     def known_ids(self) -> pa.Array:
         return self.columns["id"].filter(pc.greater_equal(self.columns["answer"], 0))
 
+    def skills(self, known: bool) -> list[str]:
+        """ "subject/skill" of the questions whose answer is known, or is not."""
+        names = pc.binary_join_element_wise(self.columns["subject"], self.columns["skill"], "/")
+        here_Q = pa.array((self.numbers("answer") >= 0) == known)
+        found: list[str] = pc.unique(names.filter(here_Q)).to_pylist()
+        return found
+
     def at(self, ids: pa.Array) -> Ints:
         """The place of each id in this file, −1 where it is not there."""
         places = pc.fill_null(pc.index_in(ids, self.columns["id"]), -1)
@@ -221,6 +251,8 @@ class _File:
         lines = []
         if unknown := int((self.numbers("answer") < 0).sum()):
             lines.append(f"{self.path}: {unknown:,} questions without a known answer.")
+        if silent := sorted(set(self.skills(known=False)) - set(self.skills(known=True))):
+            lines.append(f"{self.path}: no question with a known answer in {', '.join(silent)}.")
         if skipped := self.provenance.get("without_picture"):
             lines.append(f"{self.path}: {skipped:,} questions have no picture and were not scored.")
         return lines
@@ -290,6 +322,7 @@ def _model(file: _File, place_Q: Ints, name: str, answer_Q: Ints) -> Model:
         rows=len(file),
         probs_QK=file.probs_QK[place_Q],
         logits_QK=file.logits_QK[place_Q],
+        has_logits=file.has_logits,
         truncated_Q=file.numbers("truncated_tokens")[place_Q],
         answer_Q=answer_Q,
     )
@@ -319,14 +352,19 @@ def _add_variant(
     """Put answers to perturbed questions to the model that gave them.
 
     Raises:
-        ClipstemError: if no or several of the plain files are of the same weights, or the
-            questions are others.
+        ClipstemError: if the file does not name its weights, no or several of the plain files
+            are of the same, or the questions are others.
     """
     assert file.perturbation is not None
 
     def weights(candidate: _File) -> Any:
         return candidate.provenance.get("weights_sha256")
 
+    if weights(file) is None:
+        raise ClipstemError(
+            f"{file.path}: is of perturbed questions, but does not say of which weights "
+            "(weights_sha256), so that no model can be found for it; give one that does"
+        )
     same = [number for number, other in enumerate(plain) if weights(other) == weights(file)]
     if len(same) != 1:
         raise ClipstemError(
@@ -343,8 +381,10 @@ def _add_variant(
     here = np.flatnonzero(answered_Q)
     first = plain[same[0]]
     _refuse_other_questions(file, place_Q[here], first, first.at(questions.id.take(here)))
-    right_Q = np.zeros(len(questions), bool)
-    right_Q[here] = file.probs_QK[place_Q[here]].argmax(axis=1) == questions.answer_Q[here]
+    probs_QK, answer_Q = file.probs_QK[place_Q[here]], questions.answer_Q[here]
+    right_Q, credit_Q = np.zeros(len(questions), bool), np.zeros(len(questions))
+    right_Q[here] = probs_QK.argmax(axis=1) == answer_Q
+    credit_Q[here] = credit(probs_QK, answer_Q)
     model = models[same[0]]
     variant = Variant(
         **{key: file.perturbation.get(key) for key in ("name", "strength", "seed")},  # type: ignore[arg-type]
@@ -352,5 +392,6 @@ def _add_variant(
         sha256=file.sha256,
         answered_Q=answered_Q,
         right_Q=right_Q,
+        credit_Q=credit_Q,
     )
     models[same[0]] = replace(model, variants=(*model.variants, variant))

@@ -15,6 +15,7 @@ from clipstem.config import Perturbation
 from clipstem.question import Question
 from clipstem.report.answers import Answers, Model, Variant
 from clipstem.report.page import (
+    NOTHING,
     Section,
     Table,
     between,
@@ -36,7 +37,7 @@ WITHOUT_SIGHT = tuple(
         Perturbation.options_only,
     )
 )
-"""Perturbations that leave nothing to see: a model that looks falls to chance."""
+"""Perturbations that take away what the answer needs: a model that looks loses by them."""
 
 CHANGES = {change.value for change in Perturbation} - set(WITHOUT_SIGHT)
 """Perturbations that leave the answer true."""
@@ -75,7 +76,8 @@ def paired(answers: Answers) -> Section:
     notes = (
         "Difference of micro accuracies, in points; its interval is for other skills of the same "
         "sort (cluster-robust; not given below 10 skills). p: exact McNemar test, two-sided; "
-        "corrected over the pairs after Holm.",
+        "corrected over the pairs after Holm. The test is as if questions were independent; those "
+        "of one skill are alike, so that the interval is the more careful of the two.",
     )
     table = Table("Difference in accuracy, question by question", columns, rows, notes=notes)
     return Section(
@@ -192,11 +194,13 @@ def sight(answers: Answers) -> Section:
                 f"makes them with perturb={', '.join(WITHOUT_SIGHT)}.",
             ),
         )
-    table = _changes("Accuracy without a picture to look at, %", answers, found)
+    table = _changes("Accuracy without the picture, or with the options only, %", answers, found)
     return Section(
         title,
         (
-            "A model that looks loses what the picture is worth; one that does not, loses nothing. "
+            "Blank and shuffled pictures: a model that looks loses what the picture is worth; one "
+            "that does not, loses nothing. Options only: the question's text and its picture are "
+            "gone, options that are pictures stay; what is above chance is read off the options. "
             f"Chance is {percent(answers.questions.chance_Q.mean())}\u00a0%.",
             table,
         ),
@@ -246,17 +250,20 @@ def _changes(caption: str, answers: Answers, found: Sequence[tuple[Model, Varian
     rows = []
     for model, variant in found:
         here = variant.answered_Q
-        change = paired_difference(variant.right_Q[here], model.right_Q[here], skill_Q[here])
+        after_Q, before_Q = variant.credit_Q[here], model.credit_Q[here]
+        change = paired_difference(after_Q, before_Q, skill_Q[here])
+        # A share against right or wrong is no coin that falls evenly: McNemar's test has no place.
+        tied = bool(((after_Q % 1 > 0) | (before_Q % 1 > 0)).any())
         rows.append(
             (
                 model.name,
                 variant.title,
                 count(int(here.sum())),
-                percent(model.right_Q[here].mean()),
-                percent(variant.right_Q[here].mean()),
+                percent(before_Q.mean()),
+                percent(after_Q.mean()),
                 signed_percent(change.difference),
                 between(change.interval),
-                p_value(change.p),
+                NOTHING if tied else p_value(change.p),
             )
         )
     columns = (
@@ -269,7 +276,11 @@ def _changes(caption: str, answers: Answers, found: Sequence[tuple[Model, Varian
         "95 % interval",
         "p",
     )
-    notes = ("Interval and p as in the paired comparison above.",)
+    notes = (
+        "Interval and p as in the paired comparison above. Where n options share the largest "
+        "probability exactly, as when all are blank pictures, the right one among them counts 1/n, "
+        "and no p is given.",
+    )
     return Table(caption, columns, rows, words=2, notes=notes)
 
 

@@ -202,7 +202,8 @@ def _environment(autoescape: bool) -> Environment:
     )
     for kind in (Table, Chart, Gallery, Command):
         environment.tests[kind.__name__.lower()] = lambda part, kind=kind: isinstance(part, kind)
-    environment.filters |= {"slug": slug, "data_uri": _data_uri, "svg": _svg, "as_typed": _as_typed}
+    environment.filters |= {"slug": slug, "data_uri": _data_uri, "svg": _svg}
+    environment.filters |= {"as_typed": _as_typed, "alt": _alt}
     environment.globals |= {
         "theme": Markup(charts.STYLE),
         "chart_path": chart_path,
@@ -235,9 +236,15 @@ def _escape_markdown(value: object) -> object:
     """Text as it reads: nothing in it is Markdown or HTML, and it stays on its line.
 
     A bracket alone is no link: only what would make it one is escaped, so that intervals stay
-    readable. No text stands at the start of a line, where more would have a meaning.
+    readable. What would make a heading or a list of a line that begins with the text is escaped.
     """
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     plain = re.sub(r"[&<>]", lambda found: _ENTITIES[found[0]], " ".join(value.split()))
-    return re.sub(r"[\\`*_|~$]|(?<=\])\(", r"\\\g<0>", plain)
+    inline = re.sub(r"[\\`*_|~$]|(?<=\])\(", r"\\\g<0>", plain)
+    return re.sub(r"^(\d*)(#|[+.)-](?= ))", r"\1\\\2", inline)
+
+
+def _alt(text: str) -> Markup:
+    """What an image of Markdown shows, which a bracket would end."""
+    return Markup(re.sub(r"[\[\]]", r"\\\g<0>", str(_escape_markdown(text))))

@@ -137,11 +137,14 @@ def by_group(answers: Answers, exams: Exams) -> Section:
 
 def of_skills(answers: Answers, found: Exam) -> list[float]:
     """The mean score of each skill over its grades; NaN where it was not sat."""
-    scores: dict[str, list[float]] = {}
+    scores: dict[tuple[str, str], list[float]] = {}
     for unit, score in zip(found.units, found.score_RU.mean(axis=0).tolist(), strict=True):
-        scores.setdefault(f"{unit.subject}/{unit.skill}", []).append(score)
-    means = {name: float(np.mean(values)) for name, values in scores.items()}
-    return [means.get(name, math.nan) for name in answers.questions.skill.names]
+        scores.setdefault((unit.subject, unit.skill), []).append(score)
+    means = {key: float(np.mean(values)) for key, values in scores.items()}
+    questions = answers.questions
+    first_S = np.unique(questions.skill.number_Q, return_index=True)[1]
+    subjects = [questions.subject.names[n] for n in questions.subject.number_Q[first_S]]
+    return [means.get(key, math.nan) for key in zip(subjects, questions.slug_S, strict=True)]
 
 
 def _with_interval(score: Score) -> str:
