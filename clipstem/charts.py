@@ -168,7 +168,11 @@ def rows(
         axes.errorbar(
             [e.value for _, e in shown],
             [place + shift for place, _ in shown],
-            xerr=[[e.value - e.low for _, e in shown], [e.high - e.value for _, e in shown]],
+            # Rounding may put a value a hair outside its interval.
+            xerr=[
+                [max(0.0, e.value - e.low) for _, e in shown],
+                [max(0.0, e.high - e.value) for _, e in shown],
+            ],
             label=_shown(name),
             **{**style, "linestyle": "none"},
             elinewidth=1.4,

@@ -118,3 +118,9 @@ def test_any_number_of_series_is_drawn(values: list[float]) -> None:
     series = {f"series {number}": [value] for number, value in enumerate(values)}
     svg = charts.line([1.0], series, "x", "y", "alt")
     assert all(f">series {number}<" in svg for number in range(len(values)))
+
+
+def test_a_value_a_hair_outside_its_interval_is_drawn() -> None:
+    above, below = 100.0, 0.0
+    beside = [charts.Estimate(above, 98.0, 99.99999999999999), charts.Estimate(below, 1e-15, 2.0)]
+    assert charts.rows(["a", "b"], {"model": beside}, "accuracy, %", "alt").startswith("<svg")
