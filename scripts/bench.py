@@ -155,9 +155,12 @@ class Bench:
         self.workers, self.device = workers, device
         self.batch_size = 32 if device.type == "cpu" else 256
         self.flops_picture, self.flops_token = flops(towers, device)
+        # Hashed where weights are opened, as they are loaded there: neither is scoring.
+        self.weights_sha256 = towers.weights_sha256()
 
     def scorer(self, precision: Precision = Precision.fp32) -> Scorer:
-        return Scorer(self.towers, TrainerConfig(self.device.type, precision, self.workers))
+        trainer = TrainerConfig(self.device.type, precision, self.workers)
+        return Scorer(self.towers, trainer, weights_sha256=self.weights_sha256)
 
     # ------------------------------------------------------------------------ scoring
 
