@@ -127,8 +127,7 @@ class EvaluateOnTune(L.Callback):
         if not self.has_tune:
             self._keep((0.0, 0.0, step))
             return
-        at_once = self.config.batch_size // self.config.accumulate
-        summary = summary_on_tune(self.scorer, self.dataset, at_once)
+        summary = summary_on_tune(self.scorer, self.dataset, self.config.at_once)
         self._keep((summary.macro, -summary.nll, step))
         is_better = summary.macro > self.best_macro
         self.best_macro = max(self.best_macro, summary.macro)

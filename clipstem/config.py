@@ -244,6 +244,11 @@ class TrainConfig:
     seed: int = 0
     """Seed of drawn weights, of the order of questions, of dropout and of changed pictures."""
 
+    @property
+    def at_once(self) -> int:
+        """Questions that are on the device together."""
+        return self.batch_size // self.accumulate
+
     def __post_init__(self) -> None:
         _require_positive(self, "batch_size", "accumulate", "eval_every_steps", "epochs")
         _require_at_least(self, 1, "steps", "patience")

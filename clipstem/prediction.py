@@ -195,7 +195,22 @@ def _provenance(schema: pa.Schema, path: Path) -> dict[str, Any]:
             raise ClipstemError(
                 f"{path}: {name} in the metadata is {value!r}; expected a number, or none"
             )
+    change = facts.get("perturbation")
+    if change is not None and not (isinstance(change, dict) and _is_change(change)):
+        raise ClipstemError(
+            f"{path}: perturbation in the metadata is {change!r}; expected a name, a strength and "
+            "a seed, or none"
+        )
     return facts
+
+
+def _is_change(change: dict[str, Any]) -> bool:
+    strength, seed = change.get("strength"), change.get("seed")
+    return (
+        isinstance(change.get("name"), str)
+        and (strength is None or type(strength) in (int, float))
+        and (seed is None or type(seed) is int)
+    )
 
 
 def _absent(questions: int, lengths: NDArray[np.int64]) -> dict[str, Sequence[Any]]:

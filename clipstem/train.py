@@ -57,6 +57,7 @@ def train(config: TrainConfig) -> Run:
         "run": config.out,
         "model": config.model.name,
         "train_questions_of_skill": dataset.manifest.skills["train"],
+        "train_perturb": None if config.perturb is None else config.perturb.value,
     }
     scorer = _scorer(model, config, provenance)
     # ---- the run's folder
@@ -81,13 +82,13 @@ def train(config: TrainConfig) -> Run:
         _choose_weights(config, dataset, kept, learning, made)
     # ---- what comes out, calibrated on tune, scored on valid
     if loader.has_answers(dataset, "tune"):
-        scorer.calibrate(scorer.predict(dataset, "tune", _at_once(config)))
+        scorer.calibrate(scorer.predict(dataset, "tune", config.at_once))
     shutil.rmtree(made.weights, ignore_errors=True)  # of a run that was stopped just here
     with new_folder(made.weights) as partial:
         model.save(partial)
     made.write_facts(
         model=config.model.name,
-        perturb=None if config.perturb is None else config.perturb.value,
+        perturb=provenance["train_perturb"],
         train_questions_of_skill=provenance["train_questions_of_skill"],
         temperature=scorer.temperature,
         problem_picture=config.model.problem_picture.value,
@@ -125,11 +126,6 @@ def _refuse_what_would_fail(config: TrainConfig, dataset: Dataset) -> None:
 def _scorer(model: Towers, config: TrainConfig, provenance: dict[str, Any]) -> Scorer:
     mode = config.model.problem_picture
     return Scorer(model, config.trainer, problem_picture=mode, provenance=provenance)
-
-
-def _at_once(config: TrainConfig) -> int:
-    """Questions that fit on the device together."""
-    return config.batch_size // config.accumulate
 
 
 def training_order(dataset: Dataset, config: TrainConfig) -> NDArray[np.int64]:
@@ -237,7 +233,7 @@ def _remembering(
     batches = loader.Batches(
         dataset,
         "train",
-        loader.batched(numbers, _at_once(config)),
+        loader.batched(numbers, config.at_once),
         model.tokenizer,
         model.spec,
         config.model.problem_picture,
@@ -282,7 +278,7 @@ def _choose_weights(
 
     def score(weights: averages.Weights) -> Summary:
         model.load_state_dict(weights)
-        return summary_on_tune(scorer, dataset, _at_once(config))
+        return summary_on_tune(scorer, dataset, config.at_once)
 
     tuned = load_file(made.kept(kept[0]) / towers.WEIGHTS_FILE)
     if tune.soup:
@@ -345,7 +341,7 @@ def _checkpoint(made: Run) -> tuple[Path | None, int]:
 def score_valid(scorer: Scorer, dataset: Dataset, config: TrainConfig, made: Run) -> None:
     """Write and print the predictions for `valid`, which nothing in training has looked at."""
     with console.progress_bar("valid", dataset.size("valid")) as progress:
-        found = scorer.predict(dataset, "valid", _at_once(config), progress)
+        found = scorer.predict(dataset, "valid", config.at_once, progress)
     # A run that was stopped just before its end has written them already.
     found.write(made.predictions("valid"), replace=True)
     console.show_predictions(f"{made.folder}: valid", found)

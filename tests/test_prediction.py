@@ -180,6 +180,8 @@ def test_choice_may_be_anything_because_it_is_not_read(tmp_path: Path) -> None:
         (b"[]", "the metadata 'clipstem' are not a JSON object; expected what made the file"),
         (b"\xff", "the metadata 'clipstem' are not a JSON object; expected what made the file"),
         (b'{"temperature": "warm"}', "temperature in the metadata is 'warm'; expected a number"),
+        (b'{"perturbation": "blur"}', "perturbation in the metadata is 'blur'; expected a name"),
+        (b'{"perturbation": {"name": 1}}', "perturbation in the metadata is {'name': 1}; expected"),
         (b'{"parameters": [1]}', "parameters in the metadata is [1]; expected a number, or none"),
     ],
 )

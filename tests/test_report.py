@@ -180,6 +180,17 @@ def test_the_order_of_the_rows_changes_nothing(order: list[int]) -> None:
     assert np.array_equal(first.right_Q, second.right_Q)
 
 
+def test_a_blind_models_own_questions_are_not_changed_ones(tmp_path: Path) -> None:
+    changed = {"name": "blank_picture", "strength": None, "seed": 0}
+    own = {"perturbation": changed, "train_perturb": "blank_picture", "weights_sha256": "blind"}
+    paths = [
+        saved(tmp_path / "seeing.parquet", answered([True] * 6), weights_sha256="seeing"),
+        saved(tmp_path / "blind.parquet", answered([False] * 6), **own),
+    ]
+    models = gather(paths).models
+    assert [len(model.variants) for model in models] == [0, 0]
+
+
 def test_questions_without_an_answer_are_left_out_with_their_number(tmp_path: Path) -> None:
     answers = [n % 3 if n > 9 else -1 for n in range(30)]
     path = saved(tmp_path / "a.parquet", answered([True] * 30, answer=answers), without_picture=4)

@@ -225,8 +225,11 @@ class _File:
 
     @property
     def perturbation(self) -> dict[str, Any] | None:
-        perturbation: dict[str, Any] | None = self.provenance.get("perturbation")
-        return perturbation
+        """How the questions differ from those that the model was trained on, if they do."""
+        change: dict[str, Any] | None = self.provenance.get("perturbation")
+        if change is not None and change["name"] == self.provenance.get("train_perturb"):
+            return None  # a blind model's own questions
+        return change
 
     def numbers(self, name: str) -> Ints:
         return np.asarray(self.columns[name].to_numpy(zero_copy_only=False), np.int64)
@@ -387,7 +390,9 @@ def _add_variant(
     credit_Q[here] = credit(probs_QK, answer_Q)
     model = models[same[0]]
     variant = Variant(
-        **{key: file.perturbation.get(key) for key in ("name", "strength", "seed")},  # type: ignore[arg-type]
+        name=file.perturbation["name"],
+        strength=file.perturbation.get("strength"),
+        seed=file.perturbation.get("seed"),
         path=file.path,
         sha256=file.sha256,
         answered_Q=answered_Q,
