@@ -22,9 +22,8 @@ Found = Mapping[str, Predictions]
 Figures = dict[str, Any]
 
 
-def of_one_run(found: Found) -> Figures:
-    """The headline of the only run, on `valid`."""
-    (valid,) = (it for name, it in found.items() if name.endswith("/valid"))
+def of_one_run(valid: Predictions) -> Figures:
+    """The headline of a run, on `valid`."""
     summary = summarize(
         valid.probs_QK, valid.answer_Q, valid.num_options_Q, valid.columns["subject"]
     )
@@ -148,7 +147,14 @@ CLAIMS: dict[str, Callable[[Found], Figures]] = {
     "forgetting": of_forgetting,
     "picture_fit": of_picture_fit,
 }
-"""Experiments of several runs; any other has one."""
+"""Experiments of several runs; any other has one, of its own name."""
+
+
+def figures(experiment: str, found: Found) -> Figures:
+    """What an experiment has come to, from all the predictions that there are."""
+    if experiment in CLAIMS:
+        return CLAIMS[experiment](found)
+    return of_one_run(found[f"{experiment}/valid"])
 
 
 def runs(found: Found, pattern: str) -> list[Predictions]:

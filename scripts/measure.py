@@ -2,9 +2,10 @@
 
     python scripts/measure.py quickstart realset_tiny
 
-For each experiment: its commands run in an empty folder; `benchmarks/<experiment>.json` gets what
-was measured with machine, versions and commit, the header's Result line and the README are brought
-up to date. Figures are written in that one JSON file and copied from there.
+The commands run in an empty folder, one that several experiments give only once;
+`benchmarks/<experiment>.json` gets what was measured with machine, versions and commit, the
+header's Result line and the README are brought up to date. Figures are written in that one JSON
+file and copied from there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import tempfile
 import textwrap
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,25 +103,28 @@ def machine() -> dict[str, Any]:
     return {"cpu": name[1] if name else "unknown", "cores": len(os.sched_getaffinity(0))}
 
 
-def measure(experiment: Path) -> dict[str, Any]:
-    """Run an experiment and gather what its run folder says."""
+def measure(experiments: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+    """Run experiments and gather what their run folders say."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        ran = [run_command(command, folder) for command in commands(experiment)]
+        every = dict.fromkeys(it for experiment in experiments for it in commands(experiment))
+        ran = {command: run_command(command, folder) for command in every}
         found = {
             f"{file.parent.parent.name}/{file.stem}": prediction.read(file)
             for file in sorted(folder.glob("runs/*/predictions/*.parquet"))
         }
         facts = Run(next(folder.glob("runs/*/run.json")).parent).facts
-    figures = claims.CLAIMS.get(experiment.stem, claims.of_one_run)(found)
     return {
-        "experiment": experiment.stem,
-        "commands": ran,
-        **figures,
-        "machine": machine(),
-        "commit": facts["commit"],
-        "versions": facts["versions"],
-        "date": facts["started"][:10],
+        experiment: {
+            "experiment": experiment.stem,
+            "commands": [ran[command] for command in commands(experiment)],
+            **claims.figures(experiment.stem, found),
+            "machine": machine(),
+            "commit": facts["commit"],
+            "versions": facts["versions"],
+            "date": facts["started"][:10],
+        }
+        for experiment in experiments
     }
 
 
@@ -161,11 +166,39 @@ def blocks() -> dict[str, str]:
     ]
     quickstart = json.loads((BENCHMARKS / "quickstart.json").read_text())
     report = json.loads((BENCHMARKS / "report.json").read_text())
+    growth = BENCHMARKS / "growth.json"
     return {
         "quickstart": printed(quickstart),
         "results": "\n".join(rows),
         "report": at_stems_size(report),
+        **({"growth": at_every_size(json.loads(growth.read_text()))} if growth.exists() else {}),
     }
+
+
+def at_every_size(figures: dict[str, Any]) -> str:
+    """What a question costs at each stage, from small sets to large ones."""
+    stages = list(figures["sizes"][0]["milliseconds"])
+    rows = [
+        "![Cost of a question by the size of the set](benchmarks/growth.svg)",
+        "",
+        f"| questions | {' | '.join(f'{stage}, ms' for stage in stages)} | GiB of a process |",
+        "|---" * (len(stages) + 2) + "|",
+    ]
+    for size in figures["sizes"]:
+        costs = " | ".join(f"{size['milliseconds'][stage]:.3f}" for stage in stages)
+        rows.append(f"| {size['questions']:,} | {costs} | {size['peak_gib_of_a_process']:.2f} |")
+    rates = figures["prepare_questions_per_second_one_core"]
+    return "\n".join(
+        [
+            *rows,
+            "",
+            "One core prepares "
+            + " and ".join(
+                f"{rate:,} questions/s with `verify={verify}`" for verify, rate in rates.items()
+            )
+            + ".",
+        ]
+    )
 
 
 def at_stems_size(figures: dict[str, Any]) -> str:
@@ -214,9 +247,9 @@ def main() -> None:
     parser.add_argument("experiments", nargs="*", help="files of conf/experiment, without .yaml")
     names = parser.parse_args().experiments
     # All are measured before a file changes, so that each names the commit it was measured on.
-    for name, figures in [(name, measure(EXPERIMENTS / f"{name}.yaml")) for name in names]:
-        (BENCHMARKS / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
-        experiment = EXPERIMENTS / f"{name}.yaml"
+    measured = measure([EXPERIMENTS / f"{name}.yaml" for name in names])
+    for experiment, figures in measured.items():
+        (BENCHMARKS / f"{experiment.stem}.json").write_text(json.dumps(figures, indent=1) + "\n")
         text = re.sub(
             r"(?m)^# Result   .*\n(#          .*\n)*",
             lambda _: result_lines(figures) + "\n",  # noqa: B023

@@ -21,9 +21,11 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import bench  # noqa: E402
+import bench_growth  # noqa: E402
 import bench_peers  # noqa: E402
 import bench_report  # noqa: E402
 import bench_sets  # noqa: E402
+import measure  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def checkout(tmp_path: Path) -> Path:
 def test_the_benchmark_runs_and_the_readme_shows_it(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench, "QUICK", bench.Size(6, 4, 1, 1))
+    monkeypatch.setattr(bench, "QUICK", bench.Size(6, 3, 2, 1))
     monkeypatch.delenv("CLIPSTEM_REALSET", raising=False)
     bench.main(["--quick", "--model", "tiny_vit", "--workers", "0", "--out", str(checkout)])
     (path,) = checkout.glob("benchmarks/bench-*.json")
@@ -130,3 +132,22 @@ def test_arithmetic_counts_each_token_once(towers: Towers, stem_shaped: list[Que
 def test_the_readmes_speed_is_the_measured_one() -> None:
     text = (ROOT / "README.md").read_text()
     assert bench_report.with_tables(text, ROOT / "benchmarks") == text
+
+
+def test_the_cost_of_a_question_is_measured_at_every_size() -> None:
+    figures = bench_growth.measure([1, 70])
+    assert [it["questions"] for it in figures["sizes"]] == [69, 138]  # one of each skill, two
+    for size in figures["sizes"]:
+        assert list(size["milliseconds"]) == [
+            "draw",
+            "prepare",
+            "read",
+            "predict",
+            "predictions file",
+        ]
+        assert all(it > 0 for it in size["milliseconds"].values())
+        assert size["peak_gib_of_a_process"] > 0
+    assert set(figures["prepare_questions_per_second_one_core"]) == {"decode", "header"}
+    assert "questions</text>" in bench_growth.picture(figures)
+    table = measure.at_every_size(figures)
+    assert "| 69 |" in table and "| 138 |" in table and "`verify=header`" in table

@@ -40,7 +40,8 @@ def predictions(right: int, questions: int = 24) -> Predictions:
 
 
 def test_one_run_is_told_by_its_headline() -> None:
-    figures = claims.of_one_run({"a/valid": predictions(18), "a/test": predictions(3)})
+    found = {"a/valid": predictions(18), "a/test": predictions(3), "b/valid": predictions(4)}
+    figures = claims.figures("a", found)
     assert (figures["micro"], figures["chance_micro"], figures["questions"]) == (0.75, 0.5, 24)
     assert figures["result"].startswith("valid macro 75.0 % (chance 50.0), micro 75.0 %")
 

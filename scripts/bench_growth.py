@@ -1,0 +1,157 @@
+"""What a question costs in a set of ten thousand, and in one of three hundred thousand.
+
+    python scripts/bench_growth.py                 # most of an hour on two cores, 20 GB of disk
+    python scripts/bench_growth.py 1000 3000       # other sizes, smallest first
+
+At each size the bank's questions are written as parquet in STEM's schema, prepared, read in the
+order of a training, and scored by `tiny`; its predictions are written and read. The rates of
+preparing on one core are measured once, at the smallest size. `benchmarks/growth.json` and
+`growth.svg` get what a question costs at each stage, and the README is brought up to date.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from measure import BENCHMARKS, README, machine, with_blocks
+
+from clipstem import charts, prediction, run, shards, towers
+from clipstem.bank import SKILLS
+from clipstem.bank.__main__ import write_bank
+from clipstem.config import (
+    BankConfig,
+    PredictConfig,
+    PrepareConfig,
+    Source,
+    TrainerConfig,
+    Verify,
+    model_config,
+)
+from clipstem.prediction import Predictions
+from clipstem.prepare import prepare
+from clipstem.scorer import Scorer
+
+SIZES = (10_000, 30_000, 100_000, 300_000)
+BATCH_SIZE = PredictConfig.batch_size
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def prepared(bank: Path, out: Path, verify: Verify, workers: int | None) -> None:
+    prepare(
+        PrepareConfig(
+            source=Source.stem,
+            path=str(bank),
+            out=str(out),
+            verify=verify,
+            workers=workers,
+            tune_fraction=0,
+        )
+    )
+
+
+def read_all(dataset: shards.Dataset) -> None:
+    """Every question's bytes, in the order of an epoch, in batches as the loader asks for them."""
+    numbers = shards.order(dataset.manifest, "train", 0, 0)
+    for start in range(0, len(numbers), BATCH_SIZE):
+        dataset.read("train", numbers[start : start + BATCH_SIZE])
+
+
+def written_and_read(found: Predictions, file: Path) -> None:
+    found.write(file)
+    prediction.read(file)
+
+
+def stages(size: int, scorer: Scorer, folder: Path) -> tuple[int, dict[str, float]]:
+    """How many questions there are, and the seconds of each stage."""
+    bank, data, file = folder / "bank", folder / "data", folder / "predictions.parquet"
+    counts = {"train": -(-size // len(SKILLS))}
+    seconds = {
+        "draw": seconds_of(lambda: write_bank(BankConfig(str(bank), questions_per_skill=counts))),
+        "prepare": seconds_of(lambda: prepared(bank, data, Verify.decode, None)),
+    }
+    dataset = shards.open_dataset(str(data))
+    seconds["read"] = seconds_of(lambda: read_all(dataset))
+    found = []
+    seconds["predict"] = seconds_of(
+        lambda: found.append(scorer.predict(dataset, "train", BATCH_SIZE))
+    )
+    seconds["predictions file"] = seconds_of(lambda: written_and_read(found[0], file))
+    return dataset.size("train"), seconds
+
+
+def prepare_rates(questions: int, folder: Path) -> dict[str, int]:
+    """Questions a second on one core, from the parquet files that `stages` has left."""
+    rates = {}
+    for verify in Verify:
+        work = partial(prepared, folder / "bank", folder / verify.value, verify, 1)
+        rates[verify.value] = round(questions / seconds_of(work))
+    return rates
+
+
+def picture(figures: dict[str, Any]) -> str:
+    sizes = [it["questions"] for it in figures["sizes"]]
+    series = {
+        stage: (sizes, [it["milliseconds"][stage] for it in figures["sizes"]])
+        for stage in figures["sizes"][0]["milliseconds"]
+    }
+    return charts.scatter(
+        series,
+        "questions",
+        "milliseconds a question",
+        "What a question costs at each stage, by the number of questions.",
+        log_x=True,
+    )
+
+
+def measure(sizes: Sequence[int]) -> dict[str, Any]:
+    """Every size, smallest first: the memory of a process never falls."""
+    scorer = Scorer(towers.create(model_config("tiny")), TrainerConfig("cpu"))
+    found: list[dict[str, Any]] = []
+    rates: dict[str, int] = {}
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as name:
+            questions, seconds = stages(size, scorer, Path(name))
+            rates = rates or prepare_rates(questions, Path(name))
+        users = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        kib = max(resource.getrusage(who).ru_maxrss for who in users)
+        found.append(
+            {
+                "questions": questions,
+                "milliseconds": {
+                    stage: round(1000 * it / questions, 4) for stage, it in seconds.items()
+                },
+                "peak_gib_of_a_process": round(kib / 2**20, 3),
+            }
+        )
+        print(json.dumps(found[-1]), file=sys.stderr)
+    return {
+        **run.environment(),
+        "command": " ".join(["python scripts/bench_growth.py", *map(str, sizes)]),
+        "machine": machine(),
+        "sizes": found,
+        "prepare_questions_per_second_one_core": rates,
+    }
+
+
+def main() -> None:
+    figures = measure([int(size) for size in sys.argv[1:]] or SIZES)
+    (BENCHMARKS / "growth.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (BENCHMARKS / "growth.svg").write_text(picture(figures))
+    README.write_text(with_blocks(README.read_text()))
+
+
+if __name__ == "__main__":
+    main()
