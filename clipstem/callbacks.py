@@ -11,9 +11,9 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
 
-from clipstem import loader
 from clipstem.atomic import new_file, new_folder
 from clipstem.averages import MovingAverage
+from clipstem.batches import has_answers
 from clipstem.config import TrainConfig
 from clipstem.metrics import Summary, summarize
 from clipstem.question import ClipstemError
@@ -87,7 +87,7 @@ class EvaluateOnTune(L.Callback):
         self.dataset = dataset
         self.scorer = scorer
         self.average = average
-        self.has_tune = loader.has_answers(dataset, "tune")
+        self.has_tune = has_answers(dataset, "tune")
         self.kept: list[tuple[float, float, int]] = []
         self.best_macro = -1.0
         self.waited = 0

@@ -41,6 +41,13 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
+class Variant(Enum):
+    """The precision of a bundle's graphs."""
+
+    fp32 = "fp32"
+    int8 = "int8"  # weights of matrix products in 8 bits, activations quantised as they come
+
+
 @dataclass
 class ModelConfig:
     """Which CLIP model, and how questions are shown to it."""
@@ -275,7 +282,11 @@ class PredictConfig:
     run: str | None = None
     """A finished run's folder: its weights, temperature and settings."""
     model: ModelConfig | None = None
-    """Or a model as it comes, for zero-shot; one of `run` and `model` is needed."""
+    """Or a model as it comes, for zero-shot; one of `run`, `bundle` and `model` is needed."""
+    bundle: str | None = None
+    """Or an exported bundle's folder, scored with ONNX Runtime: needs no torch."""
+    variant: Variant = Variant.fp32
+    """Of a bundle: `fp32` or `int8`."""
     split: str = MISSING
     """`train`, `tune`, `valid`, `test`, or `all`."""
     out: str | None = None
@@ -298,12 +309,18 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "batch_size")
-        if (self.run is None) == (self.model is None):
+        if [self.run, self.model, self.bundle].count(None) != 2:
             raise ClipstemError(
-                "give one of run=<folder of a finished run> and model=<a file of conf/model>"
+                "give one of run=<folder of a finished run>, bundle=<an exported folder> and "
+                "model=<a file of conf/model>"
             )
         if self.run is None and self.out is None:
-            raise ClipstemError("conf key 'out' is missing; with model= give out=<file>.parquet")
+            with_key = "model" if self.bundle is None else "bundle"
+            raise ClipstemError(
+                f"conf key 'out' is missing; with {with_key}= give out=<file>.parquet"
+            )
+        if self.bundle is None and self.variant is not Variant.fp32:
+            raise ClipstemError("conf key 'variant': needs bundle=<an exported folder> beside it")
         if self.split not in (*SPLITS, "all", MISSING):
             raise ClipstemError(
                 f"conf key 'split': there is no split '{self.split}'; "
@@ -317,6 +334,49 @@ class PredictConfig:
             _require_positive(self, "temperature")
         if self.perturb_strength is not None and self.perturb is None:
             raise ClipstemError("conf key 'perturb_strength': needs perturb=<name> beside it")
+
+
+@dataclass
+class ExportConfig:
+    """`python -m clipstem.export`: a model as a bundle of ONNX graphs that need no torch."""
+
+    out: str = MISSING
+    """The bundle's folder, which must not exist yet."""
+    run: str | None = None
+    """A finished run's folder: its weights, temperature and settings."""
+    model: ModelConfig | None = None
+    """Or a model as it comes; one of `run` and `model` is needed."""
+    data: str | None = None
+    """A prepared folder with the questions to check the bundle on; null takes the run's."""
+    split: str = "valid"
+    """Of that folder: `train`, `tune`, `valid` or `test`; its answers must be known."""
+    questions: int = 2000
+    """The most questions to check on."""
+    int8: bool = True
+    """Also make a variant with weights of 8 bits."""
+    max_accuracy_drop: float = 0.5
+    """A variant is not written if its accuracy may be this many points lower (95 % interval)."""
+    temperature: float | None = None
+    """Divides the logits; null takes the run's, or 1 for `model=`."""
+    batch_size: int = 32
+    """Questions scored together."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    seed: int = 0
+    """Seed of the weights of a model without pretrained ones."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "batch_size", "questions", "max_accuracy_drop")
+        if self.temperature is not None:
+            _require_positive(self, "temperature")
+        if (self.run is None) == (self.model is None):
+            raise ClipstemError(
+                "give one of run=<folder of a finished run> and model=<a file of conf/model>"
+            )
+        if self.run is None and self.data is None:
+            raise ClipstemError(
+                "conf key 'data' is missing; with model= give data=<a prepared folder> with the "
+                "questions to check the bundle on"
+            )
 
 
 class Source(Enum):

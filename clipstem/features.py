@@ -84,7 +84,7 @@ class RememberingTowers(Towers):
             with torch.inference_mode(False), torch.no_grad(), head.taken_off():
                 return features(new).float().cpu()
 
-        features_ND = self.here(memory.recall(keys, make))
+        features_ND = self.here(torch.stack(memory.recall(keys, make)))
         return unit(head(features_ND.to(self.model.logit_scale.dtype)))
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Hashable, Sequence
 
-import torch
-from torch import Tensor
+from clipstem.packing import Array
 
 
 class Memory:
@@ -17,7 +16,7 @@ class Memory:
 
     def __init__(self, size: int = 65_536) -> None:
         self.size = size
-        self._made: dict[Hashable, Tensor] = {}
+        self._made: dict[Hashable, Array] = {}
 
     @property
     def nbytes(self) -> int:
@@ -28,17 +27,17 @@ class Memory:
         return self
 
     def recall(
-        self, keys: Sequence[Hashable], make: Callable[[list[int] | None], Tensor]
-    ) -> Tensor:
-        """A row for each of the distinct `keys`; `make` makes those at the places not known yet.
+        self, keys: Sequence[Hashable], make: Callable[[list[int] | None], Array]
+    ) -> list[Array]:
+        """A row for each of the distinct `keys`, to be stacked; NumPy or torch.
 
-        It is given None where that is all of them.
+        `make` makes those at the places not known yet; it is given None where that is all of them.
         """
         new = [place for place, key in enumerate(keys) if key not in self._made]
         if new:
             made_ND = make(None if len(new) == len(keys) else new)
-            self._made.update(zip((keys[place] for place in new), made_ND.unbind(), strict=True))
-        found_ND = torch.stack([self._made[key] for key in keys])
+            self._made.update(zip((keys[place] for place in new), made_ND, strict=True))
+        found = [self._made[key] for key in keys]
         for key in [*itertools.islice(self._made, max(0, len(self._made) - self.size))]:
             del self._made[key]
-        return found_ND
+        return found

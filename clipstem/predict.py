@@ -1,16 +1,19 @@
-"""`python -m clipstem.predict run=… data=… split=…`: the probability of every option."""
+"""`python -m clipstem.predict run=… data=… split=…`: the probability of every option.
+
+`bundle=…` instead of `run=…` needs no torch.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from clipstem import console, shards
+from clipstem.batches import has_answers
 from clipstem.config import PredictConfig, verb
-from clipstem.loader import has_answers
+from clipstem.engine import Engine
 from clipstem.perturb import Change, Perturbed
 from clipstem.prediction import Predictions
 from clipstem.question import ClipstemError
-from clipstem.scorer import Scorer, of_model, of_run
 from clipstem.shards import Dataset
 
 
@@ -33,7 +36,8 @@ def predict(config: PredictConfig) -> dict[str, Predictions]:
     trained = scorer.provenance.get("train_perturb")
     if trained and config.perturb is None:
         console.console.print(
-            f"{config.run} was trained with perturb={trained}, and is asked unchanged here"
+            f"{config.run or config.bundle} was trained with perturb={trained}, and is asked "
+            "unchanged here"
         )
     made = {}
     for split, file in files.items():
@@ -67,18 +71,27 @@ def predictions_file(config: PredictConfig, split: str) -> Path:
     return out if config.split != "all" else out.with_name(f"{out.stem}-{split}{out.suffix}")
 
 
-def open_scorer(config: PredictConfig, dataset: Dataset) -> Scorer:
-    """The run's scorer, or the model's with a temperature fitted on `tune` where there is one."""
-    if config.run is not None:
+def open_scorer(config: PredictConfig, dataset: Dataset) -> Engine:
+    """The run's scorer, the bundle's, or the model's; that with a temperature fitted on `tune`."""
+    scorer: Engine
+    if config.bundle is not None:
+        from clipstem.onnx_scorer import OnnxScorer
+
+        scorer = OnnxScorer(Path(config.bundle), config.trainer, config.variant)
+    elif config.run is not None:
+        from clipstem.scorer import of_run
+
         scorer = of_run(Path(config.run), config.trainer)
     else:
+        from clipstem.scorer import of_model
+
         assert config.model is not None
         scorer = of_model(config.model, config.trainer, config.seed)
     if config.problem_picture is not None:
         scorer.problem_picture = config.problem_picture
     if config.temperature is not None:
         scorer.temperature = config.temperature
-    elif config.run is None and has_answers(dataset, "tune"):
+    elif config.model is not None and has_answers(dataset, "tune"):
         with console.progress_bar("tune, for the temperature", dataset.size("tune")) as progress:
             scorer.calibrate(scorer.predict(dataset, "tune", config.batch_size, progress))
     return scorer

@@ -1,4 +1,4 @@
-"""Scoring with torch: batches in, option probabilities out. Also behind `clipstem.load`.
+"""Scoring with torch: batches in, option probabilities out.
 
 Q questions, K most options.
 """
@@ -6,42 +6,32 @@ Q questions, K most options.
 from __future__ import annotations
 
 import copy
-import io
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from clipstem import loader, metrics, pairs, run, towers
+from clipstem import loader, pairs, run, towers
+from clipstem.batches import Batches
 from clipstem.config import ModelConfig, Precision, TrainerConfig, model_config
-from clipstem.images import to_pixels
+from clipstem.engine import Engine
+from clipstem.images import PictureSpec
 from clipstem.memory import Memory
-from clipstem.pairs import LOWEST_LOGIT, PairBatch
-from clipstem.prediction import COLUMNS, Predictions
-from clipstem.question import ClipstemError, Picture, ProblemPicture, Question
-from clipstem.shards import Dataset
+from clipstem.pairs import PairBatch
+from clipstem.question import ClipstemError, ProblemPicture
+from clipstem.tokens import Tokenizer
 from clipstem.towers import Towers
 
-PictureLike = str | Path | bytes | Image.Image
-"""A picture for `Scorer.score`: a file's path, an encoded file's bytes, or a PIL picture."""
 
-Progress = Callable[[int], None]
-"""Called with the number of questions that were just done."""
-
-
-class Scorer:
+class Scorer(Engine):
     """A model, the temperature that calibrates it, and where it runs.
 
     Attributes:
-        weights_sha256: the weights' hash, where it is known and they stay; else `predict` takes it.
+        weights_sha256: the weights' hash, where it is known and they stay; else `facts` takes it.
     """
 
     def __init__(
@@ -53,49 +43,34 @@ class Scorer:
         provenance: dict[str, Any] | None = None,
         weights_sha256: str | None = None,
     ) -> None:
+        super().__init__(temperature, problem_picture, provenance)
         self.trainer = trainer
         self.device = device_of(trainer.device)
         if trainer.threads is not None:
             torch.set_num_threads(trainer.threads)
         self.model = model.to(self.device)
-        self.temperature = temperature
-        self.problem_picture = problem_picture
-        self.provenance = provenance or {}
         self.weights_sha256 = weights_sha256
 
-    def score(
-        self, picture: PictureLike | None, question: str, options: Sequence[PictureLike]
-    ) -> NDArray[np.float64]:
-        """The probability of each option of one question, [K], sum 1.
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.model.tokenizer
 
-        Strings in `options` are texts when there is a `picture`; without one, options are
-        pictures. With a picture, options that are paths, bytes or PIL pictures (no strings) are
-        pictures on a picture.
+    @property
+    def spec(self) -> PictureSpec:
+        return self.model.spec
 
-        Raises:
-            ClipstemError: if this is no question that CLIP can score.
-        """
-        texts = [option for option in options if isinstance(option, str)]
-        if picture is not None and len(texts) == len(options):
-            answers: tuple[str, ...] | tuple[Picture, ...] = tuple(texts)
-        else:
-            answers = tuple(_picture(option) for option in options)
-        asked = Question(
-            id=question[:40],
-            subject="",
-            grade="",
-            skill="",
-            problem=question,
-            picture=None if picture is None else _picture(picture),
-            options=answers,
-        )
-        batch = pairs.collate([asked], self.model.tokenizer, self._decode, self.problem_picture)
-        logits_QK = self.logits(batch.map(torch.from_numpy)).cpu().numpy()
-        probs_QK = metrics.probabilities(logits_QK, np.array([len(options)]), self.temperature)
-        return probs_QK[0]
+    def load(self, batches: Batches) -> Iterable[PairBatch]:
+        return loader.load(batches, self.trainer.workers, pin=self.device.type == "cuda")
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "weights_sha256": self.weights_sha256 or self.model.weights_sha256(),
+            "parameters": sum(weight.numel() for weight in self.model.parameters()),
+            "device": device_name(self.device),
+        }
 
     def logits(self, batch: PairBatch) -> Tensor:
-        """logits_QK of a batch of tensors, before the temperature, fp32."""
+        """logits_QK of a batch, before the temperature, fp32."""
         ((_, logits_QK),) = self.scored([batch], Memory())
         return logits_QK
 
@@ -119,87 +94,20 @@ class Scorer:
                 # fp32 is computed without shortcuts, so that scores are the reference's.
                 tf32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
                 with torch.inference_mode(), tf32:
-                    logits_QK = self._logits(model, batch, memory)
+                    logits_QK = self._logits(model, batch.map(torch.as_tensor), memory)
                 yield batch, logits_QK
         finally:
             model.train(was_training)
 
     def _logits(self, model: Towers, batch: PairBatch, memory: Memory) -> Tensor:
-        image_ID = memory.recall(batch.pictures, partial(model.embed_pictures, batch))
+        image_ID = torch.stack(memory.recall(batch.pictures, partial(model.embed_pictures, batch)))
         texts = [text.tokens for text in batch.joined]
-        text_UD = memory.recall(texts, partial(model.embed_texts, batch))
+        text_UD = torch.stack(memory.recall(texts, partial(model.embed_texts, batch)))
         there = replace(batch, pixels_IHWC=batch.pixels_IHWC[:0]).map(
             lambda array: array.to(self.device, non_blocking=True)
         )
         cosine_VI = pairs.cosines(there, image_ID, text_UD)
         return pairs.score(there, cosine_VI, self.model.scale.float())  # no cast has rounded it
-
-    def predict(
-        self,
-        dataset: Dataset,
-        split: str,
-        batch_size: int,
-        progress: Progress = lambda questions: None,
-        memory: Memory | None = None,
-    ) -> Predictions:
-        """Predictions for every question of a split that CLIP can score, in the split's order.
-
-        Each distinct picture and text is encoded once; a `memory` of these weights may know some.
-        """
-        flags = loader.usable(dataset, split, answered=False)
-        numbers = np.flatnonzero(flags)
-        index = dataset.index(split).take(numbers)
-        num_options_Q = index["num_options"].to_numpy()
-        logits_QK = np.full((len(numbers), num_options_Q.max(initial=1)), LOWEST_LOGIT, np.float32)
-        truncated_Q = np.zeros(len(numbers), np.int64)
-        batches = loader.Batches(
-            dataset,
-            split,
-            loader.batched(numbers, batch_size),
-            self.model.tokenizer,
-            self.model.spec,
-            self.problem_picture,
-        )
-        started, done = time.perf_counter(), 0
-        made = loader.load(batches, self.trainer.workers, pin=self.device.type == "cuda")
-        for batch, batch_logits in self.scored(made, memory or Memory()):
-            here = slice(done, min(done + batch_size, len(numbers)))
-            count = here.stop - here.start
-            logits_QK[here, : batch_logits.shape[1]] = batch_logits[:count].cpu().numpy()
-            truncated_Q[here] = batch.truncated_Q.numpy()[:count]
-            done = here.stop
-            progress(count)
-        seconds = time.perf_counter() - started
-        columns = {name: index[name].to_pylist() for name in COLUMNS if name in index.column_names}
-        return Predictions(
-            columns={**columns, "truncated_tokens": truncated_Q.tolist()},
-            probs_QK=metrics.probabilities(logits_QK, num_options_Q, self.temperature),
-            logits_QK=logits_QK,
-            provenance={
-                **self.provenance,
-                "weights_sha256": self.weights_sha256 or self.model.weights_sha256(),
-                "parameters": sum(weight.numel() for weight in self.model.parameters()),
-                "data": dataset.location,
-                "data_sha256": dataset.manifest.data_sha256,
-                "split": split,
-                "temperature": self.temperature,
-                "problem_picture": self.problem_picture.value,
-                "picture_fit": self.model.spec.fit.value,
-                "perturbation": dataset.perturbation,
-                "without_picture": int((~flags).sum()),
-                "source_rows": dataset.manifest.source_rows.get(split, len(flags)),
-                "device": device_name(self.device),
-                "seconds": round(seconds, 3),
-            },
-        )
-
-    def calibrate(self, tune: Predictions) -> float:
-        """Set the temperature to the one that fits the predictions for `tune`; returns it."""
-        self.temperature = metrics.fit_temperature(tune.logits_QK, tune.answer_Q)
-        return self.temperature
-
-    def _decode(self, picture: Picture) -> NDArray[np.uint8]:
-        return to_pixels(picture.data, self.model.spec)
 
 
 def load(source: str | Path, device: str = "auto") -> Scorer:
@@ -218,7 +126,8 @@ def load(source: str | Path, device: str = "auto") -> Scorer:
         return of_model(ModelConfig(name=f"local-dir:{source}"), trainer)
     if folder.is_dir() or (len(folder.parts) > 1 and ":" not in str(source)):
         raise ClipstemError(
-            f"{source}: is neither a run (run.json) nor a folder of weights ({towers.CONFIG_FILE})"
+            f"{source}: is neither a run (run.json), a bundle (bundle.json) nor a folder of "
+            f"weights ({towers.CONFIG_FILE})"
         )
     return of_model(model_config(str(source)), trainer)
 
@@ -256,20 +165,6 @@ def of_model(model: ModelConfig, trainer: TrainerConfig, seed: int = 0) -> Score
         problem_picture=model.problem_picture,
         provenance={"run": None, "model": model.name, "pretrained": model.pretrained},
     )
-
-
-def _picture(picture: PictureLike) -> Picture:
-    if isinstance(picture, bytes):
-        return Picture.of(picture)
-    if isinstance(picture, Image.Image):
-        buffer = io.BytesIO()
-        keeps = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # PNG has no other modes
-        (picture if picture.mode in keeps else picture.convert("RGB")).save(buffer, "png")
-        return Picture.of(buffer.getvalue())
-    try:
-        return Picture.of(Path(picture).read_bytes())
-    except OSError as error:
-        raise ClipstemError(f"the picture {picture} cannot be read: {error.strerror}") from error
 
 
 def device_of(name: str) -> torch.device:

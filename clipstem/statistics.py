@@ -135,6 +135,22 @@ def paired_difference(right_a_Q: NDArray[Any], right_b_Q: NDArray[Any], skill_Q:
     )
 
 
+def paired_loss_at_most(right_before_Q: NDArray[Any], right_after_Q: NDArray[Any]) -> float:
+    """The upper end of the 95 % interval of how much accuracy was lost on questions of this kind.
+
+    Above 0 also where no answer changed: so few questions cannot tell more.
+
+    Source: Agresti and Min 2005, "Simple improved confidence intervals for comparing matched
+    proportions".
+    """
+    lost = float((right_before_Q & ~right_after_Q).sum()) + 0.5
+    won = float((~right_before_Q & right_after_Q).sum()) + 0.5
+    questions = len(right_before_Q) + 2
+    difference = (lost - won) / questions
+    variance = (lost + won) / questions - difference**2
+    return float(difference + _normal_quantile() * np.sqrt(variance / questions))
+
+
 def mcnemar_exact(only_a: int, only_b: int) -> float:
     """The two-sided binomial test that both are right alone equally often.
 

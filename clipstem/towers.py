@@ -24,7 +24,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.hf_model import HFTextEncoder
-from open_clip.tokenizer import HFTokenizer
+from open_clip.tokenizer import HFTokenizer, get_clean_fn
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -40,6 +40,10 @@ CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 TEXT_CONFIG_FOLDER = "text_config"  # a Hugging Face text tower's own configuration
 LOCAL_DIR = "local-dir:"
+WORD_END = "</w>"  # of CLIP's byte pairs
+WORDS = (  # that they are made in, as in open_clip
+    r"(?i)<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+)
 OPENAI_EXTRAS = {"input_resolution", "context_length", "vocab_size"}  # not weights
 
 log = logging.getLogger(__name__)
@@ -76,6 +80,19 @@ class TextTokenizer:
         if isinstance(self._tokenizer, HFTokenizer):
             self._tokenizer.save_pretrained(folder)
 
+    @property
+    def clean(self) -> str:
+        """open_clip's name for what it does to a text before it becomes tokens."""
+        names = ("lower", "whitespace", "canonicalize")
+        return next(it for it in names if get_clean_fn(it) is self._tokenizer.clean_fn)
+
+    def export(self, path: Path) -> None:
+        """Write it as a file of the library `tokenizers`, without cleaning and marks."""
+        if isinstance(self._tokenizer, HFTokenizer):
+            self._tokenizer.tokenizer.backend_tokenizer.save(str(path))
+        else:
+            _byte_pairs(self._tokenizer).save(str(path))
+
     def _encode(self, text: str) -> Tokens:
         if isinstance(self._tokenizer, HFTokenizer):
             clean = self._tokenizer.clean_fn(text)
@@ -102,6 +119,30 @@ def _marks(tokenizer: Any) -> tuple[Tokens, Tokens]:
     if tokenizer.strip_sep_token:  # open_clip then writes 0 in its place
         after = tuple(0 if mark == tokenizer.tokenizer.sep_token_id else mark for mark in after)
     return tuple(whole[:start]), after
+
+
+def _byte_pairs(tokenizer: Any) -> Any:
+    """CLIP's byte pairs as a `tokenizers.Tokenizer`: the same ids for a text that was cleaned."""
+    from tokenizers import Regex, models, pre_tokenizers
+    from tokenizers import Tokenizer as Fast
+
+    vocabulary, merges = dict(tokenizer.encoder), list(tokenizer.bpe_ranks)
+    pieces_of = models.BPE(vocabulary, merges, end_of_word_suffix=WORD_END).tokenize
+    # A mark that stands in a text is one token there. Nothing else joins letters with symbols, so
+    # its pieces can be merged behind all other merges; ids of what is half merged never come out.
+    for mark in ("<start_of_text>", "<end_of_text>"):
+        identity = vocabulary.pop(mark)
+        joined, *others = [piece.value for piece in pieces_of(mark)]
+        for piece in others:
+            merges.append((joined, piece))
+            joined += piece
+            vocabulary.setdefault(joined, tokenizer.vocab_size + len(merges))
+        vocabulary[joined] = identity
+    fast = Fast(models.BPE(vocabulary, merges, end_of_word_suffix=WORD_END))
+    split = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    fast.pre_tokenizer = pre_tokenizers.Sequence([split, as_bytes])
+    return fast
 
 
 class Towers(nn.Module):

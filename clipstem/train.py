@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 from clipstem import averages, charts, console, layers, loader, run, shards, towers
 from clipstem.atomic import new_file, new_folder
+from clipstem.batches import NOBODY, Batches, batched, has_answers, usable
 from clipstem.callbacks import AverageWeights, Bar, EvaluateOnTune, summary_on_tune
 from clipstem.config import Precision, TrainConfig, TuneMode, verb
 from clipstem.csv_log import CsvLog
@@ -81,7 +82,7 @@ def train(config: TrainConfig) -> Run:
         kept = _fit(config, dataset, order_SN, learning, made)
         _choose_weights(config, dataset, kept, learning, made)
     # ---- what comes out, calibrated on tune, scored on valid
-    if loader.has_answers(dataset, "tune"):
+    if has_answers(dataset, "tune"):
         scorer.calibrate(scorer.predict(dataset, "tune", config.at_once))
     shutil.rmtree(made.weights, ignore_errors=True)  # of a run that was stopped just here
     with new_folder(made.weights) as partial:
@@ -110,7 +111,7 @@ def _questions(config: TrainConfig) -> Dataset:
 def _refuse_what_would_fail(config: TrainConfig, dataset: Dataset) -> None:
     """At once, instead of after hours of training."""
     for name in ("soup", "wise_ft"):
-        if getattr(config.tune, name) and not loader.has_answers(dataset, "tune"):
+        if getattr(config.tune, name) and not has_answers(dataset, "tune"):
             raise ClipstemError(
                 f"conf key 'tune.{name}': chooses weights on 'tune', which {config.data} does not "
                 "have; prepare it with tune_fraction above 0"
@@ -136,7 +137,7 @@ def training_order(dataset: Dataset, config: TrainConfig) -> NDArray[np.int64]:
     Raises:
         ClipstemError: if none is left.
     """
-    flags = loader.usable(dataset, "train", answered=True)
+    flags = usable(dataset, "train", answered=True)
     if not flags.any():
         raise ClipstemError(
             f"{config.data}: none of the {len(flags):,} questions of 'train' has a picture and an "
@@ -149,7 +150,7 @@ def training_order(dataset: Dataset, config: TrainConfig) -> NDArray[np.int64]:
     rows: list[NDArray[np.int64]] = []
     for epoch in range(-(-steps // per_epoch)):
         numbers = shards.order(dataset.manifest, "train", config.seed, epoch)
-        rows.append(loader.batched(numbers[flags[numbers]], config.batch_size))
+        rows.append(batched(numbers[flags[numbers]], config.batch_size))
     return np.concatenate(rows)[:steps]
 
 
@@ -165,7 +166,7 @@ def _fit(
     L.seed_everything(config.seed, verbose=False)
     tune = config.tune
     model = scorer.model
-    batches = loader.Batches(
+    batches = Batches(
         dataset,
         "train",
         order_SN,
@@ -229,11 +230,11 @@ def _remembering(
     if not model.knows_pictures:
         why = "tune.augment changes them" if changes else "their tower has no head of its own"
         log.info("features of pictures are not kept: %s", why)
-    numbers = np.unique(order_SN[order_SN != loader.NOBODY])
-    batches = loader.Batches(
+    numbers = np.unique(order_SN[order_SN != NOBODY])
+    batches = Batches(
         dataset,
         "train",
-        loader.batched(numbers, config.at_once),
+        batched(numbers, config.at_once),
         model.tokenizer,
         model.spec,
         config.model.problem_picture,

@@ -42,6 +42,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from clipstem import loader, loss, metrics, packing, pairs, run, scorer
+from clipstem.batches import Batches, batched
 from clipstem.config import Precision, TrainerConfig, model_config
 from clipstem.images import to_pixels
 from clipstem.memory import Memory
@@ -171,7 +172,7 @@ class Bench:
         """A set scored in every way."""
         self.towers.eval()
         ours = self.scorer()
-        numbers_SN = loader.batched(np.arange(len(questions)), self.batch_size)
+        numbers_SN = batched(np.arange(len(questions)), self.batch_size)
         batches = [batch.map(self._there) for batch in self._read(dataset, "valid", numbers_SN)]
         reference = Reference(self.towers, questions, self.device)
         open_clip = OpenClip(self.towers, questions, self.device, self.batch_size, self.workers)
@@ -211,7 +212,7 @@ class Bench:
         count = min(self.size.step_questions, len(questions))
         steps = min(self.size.steps, len(questions) // count)
         questions = questions[: count * steps]
-        numbers_SN = loader.batched(np.arange(len(questions)), count)
+        numbers_SN = batched(np.arange(len(questions)), count)
         batches = [batch.map(self._there) for batch in self._read(dataset, "train", numbers_SN)]
 
         def losses(towers: Towers, made: Iterable[PairBatch], half: bool) -> Iterator[Tensor]:
@@ -350,7 +351,7 @@ class Bench:
 
     def _read(self, dataset: Dataset, split: str, numbers_SN: Any) -> Iterable[PairBatch]:
         tokenizer, spec = self.towers.tokenizer, self.towers.spec
-        batches = loader.Batches(dataset, split, numbers_SN, tokenizer, spec, ProblemPicture.added)
+        batches = Batches(dataset, split, numbers_SN, tokenizer, spec, ProblemPicture.added)
         return loader.load(batches, self.workers, pin=self.device.type == "cuda")
 
     def _there(self, array: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from clipstem.config import PrepareConfig, Source
+from clipstem.config import ExportConfig, PrepareConfig, Source, TrainerConfig, model_config
 from clipstem.prepare import prepare
 
 # A busy machine is no reason to fail: no test depends on the clock.
@@ -25,6 +25,21 @@ def drawn_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         out=str(out), skills=DRAWN_SKILLS, questions_per_skill=counts, workers=1, tune_fraction=0.1
     )
     prepare(config)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(drawn_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_vit` with random weights as a bundle, both variants."""
+    from clipstem.export import export
+
+    out = tmp_path_factory.mktemp("exported") / "bundle"
+    model, trainer = model_config("tiny_vit"), TrainerConfig("cpu", workers=0)
+    export(
+        ExportConfig(
+            str(out), model=model, data=str(drawn_data), max_accuracy_drop=100, trainer=trainer
+        )
+    )
     return out
 
 

@@ -21,6 +21,7 @@ from clipstem.config import (
     AssembleConfig,
     BankConfig,
     ExamConfig,
+    ExportConfig,
     ModelConfig,
     PictureFit,
     PredictConfig,
@@ -30,6 +31,7 @@ from clipstem.config import (
     TrainConfig,
     TuneConfig,
     TuneMode,
+    Variant,
     check_keys,
     conf_folder,
     help_text,
@@ -47,6 +49,7 @@ SCHEMAS: dict[str, type[Any]] = {
     "assemble": AssembleConfig,
     "exam": ExamConfig,
     "report": ReportConfig,
+    "export": ExportConfig,
 }
 NEEDED = {
     "train": ["data=d", "out=o"],
@@ -56,6 +59,7 @@ NEEDED = {
     "assemble": ["out=o", "picture.name=p", "text.name=t"],
     "exam": ["predictions=p"],
     "report": ["predictions=[p]", "out=o"],
+    "export": ["run=r", "out=o"],
 }
 OPENED_WITH = {"model": ("train", ""), "trainer": ("train", ""), "experiment": ("train", "+")}
 OPENED_WITH |= {"drawn": ("prepare", "+"), "tune": ("train", ""), "assembled": ("assemble", "+")}
@@ -79,7 +83,7 @@ FILES = sorted(path.relative_to(conf_folder()) for path in conf_folder().rglob("
 
 def test_every_file_of_conf_is_known_here() -> None:
     everything = [path for path in conf_folder().rglob("*") if path.is_file()]
-    assert len(FILES) == len(everything) == 34
+    assert len(FILES) == len(everything) == 35
     folders = {str(file.parent) for file in FILES}
     assert folders == {".", *OPENED_WITH}
     assert {file.stem for file in FILES if file.parent == Path()} == {"quiet", *SCHEMAS}
@@ -232,7 +236,10 @@ def test_unknown_keys_of_the_command_line_name_the_nearest(
 # ---------------------------------------------------------------------------- cross-field checks
 
 
-ONE_OF_BOTH = "give one of run=<folder of a finished run> and model=<a file of conf/model>"
+ONE_OF_THREE = (
+    "give one of run=<folder of a finished run>, bundle=<an exported folder> and "
+    "model=<a file of conf/model>"
+)
 
 
 def train(**values: Any) -> TrainConfig:
@@ -283,11 +290,11 @@ def prepare(**values: Any) -> PrepareConfig:
         (train, {"steps": 0}, "conf key 'steps': 0 is below 1"),
         (train, {"epochs": float("nan")}, "conf key 'epochs': nan is not above 0"),
         (train, {"eval_every_steps": -1}, "conf key 'eval_every_steps': -1 is not above 0"),
-        (predict, {}, ONE_OF_BOTH),
+        (predict, {}, ONE_OF_THREE),
         (
             predict,
             {"run": "r", "model": ModelConfig("RN50")},
-            ONE_OF_BOTH,
+            ONE_OF_THREE,
         ),
         (
             predict,
@@ -301,6 +308,16 @@ def prepare(**values: Any) -> PrepareConfig:
             "expected one of train, tune, valid, test, all",
         ),
         (predict, {"run": "r", "temperature": 0.0}, "conf key 'temperature': 0.0 is not above 0"),
+        (
+            predict,
+            {"bundle": "b"},
+            "conf key 'out' is missing; with bundle= give out=<file>.parquet",
+        ),
+        (
+            predict,
+            {"run": "r", "variant": Variant.int8},
+            "conf key 'variant': needs bundle=<an exported folder> beside it",
+        ),
         (
             prepare,
             {"source": Source.stem},

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from clipstem import layers, loader, scorer, shards, towers
+from clipstem import layers, scorer, shards, towers
+from clipstem.batches import Batches, batched
 from clipstem.config import ModelConfig, TrainConfig, TrainerConfig, TuneConfig, TuneMode
 from clipstem.features import RememberingTowers
 from clipstem.learner import Learner
@@ -41,16 +42,16 @@ def frozen(kind: str) -> Towers:
 
 
 def batches(data: Path, model: Towers, decodes: bool = True) -> list[PairBatch]:
-    made = loader.Batches(
+    made = Batches(
         shards.open_dataset(str(data)),
         "valid",
-        loader.batched(np.arange(12), 5),
+        batched(np.arange(12), 5),
         model.tokenizer,
         model.spec,
         ProblemPicture.added,
         decodes=decodes,
     )
-    return [made[number] for number in range(len(made))]
+    return [made[number].map(torch.from_numpy) for number in range(len(made))]
 
 
 def losses_and_gradients(model: Towers, given: list[PairBatch]) -> list[torch.Tensor]:

@@ -22,13 +22,13 @@ ROWS = (
     ("shards", "console", "sources", "tokens"),
     ("jsonl", "packing", "exam", "perturb"),
     ("spool", "pairs", "report.published", "report.page"),
-    ("report.answers",),
-    ("report.analyses", "report.comparisons", "report.gallery"),
+    ("report.answers", "batches", "memory", "bundle"),
+    ("report.analyses", "report.comparisons", "report.gallery", "engine"),
     ("report.sittings",),
-    ("towers", "loss", "loader", "csv_log", "memory"),
-    ("scorer", "layers", "averages"),
+    ("towers", "loss", "loader", "csv_log"),
+    ("scorer", "onnx_scorer", "layers", "averages"),
     ("features", "learner", "callbacks"),
-    ("prepare", "train", "predict", "assemble", "bank.__main__", "report.__main__"),
+    ("prepare", "train", "predict", "export", "assemble", "bank.__main__", "report.__main__"),
 )
 """From the bottom up: a module imports from rows below its own, never from its own or above."""
 
@@ -46,6 +46,9 @@ LIGHT = (
     "charts",
     "report.__main__",
     "report.gallery",
+    "engine",
+    "predict",
+    "onnx_scorer",
 )
 
 ONLY_IN = {
@@ -54,6 +57,9 @@ ONLY_IN = {
     "numba": {"resize"},
     "matplotlib": {"charts"},
     "jinja2": {"report.page"},
+    "onnxruntime": {"onnx_scorer", "export"},
+    "onnx": {"export"},
+    "ftfy": {"bundle"},
 }
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from clipstem import callbacks, loader, prediction, scorer, shards, towers
 from clipstem import train as training
 from clipstem.averages import ALPHAS, between
+from clipstem.batches import Batches
 from clipstem.config import (
     Augment,
     LoggerConfig,
@@ -155,7 +156,7 @@ def test_pictures_that_change_are_encoded_in_every_step(
     decoded: list[bool] = []
     fit = loader.load
 
-    def spy(batches: loader.Batches, *args: Any, **kwargs: Any) -> Any:
+    def spy(batches: Batches, *args: Any, **kwargs: Any) -> Any:
         decoded.append(batches.decodes and batches.change_seed is not None)
         return fit(batches, *args, **kwargs)
 

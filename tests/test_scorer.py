@@ -22,6 +22,7 @@ from clipstem.config import (
     TrainerConfig,
     model_config,
 )
+from clipstem.engine import PictureLike
 from clipstem.memory import Memory
 from clipstem.prepare import prepare
 from clipstem.question import ClipstemError, Kind, Picture, ProblemPicture, Question
@@ -293,7 +294,7 @@ def test_load_opens_a_folder_of_weights_and_a_model_file(tiny: Scorer, tmp_path:
     ],
 )
 def test_score_says_what_is_wrong(
-    tiny: Scorer, asked: tuple[scorer.PictureLike, str, list[str]], message: str
+    tiny: Scorer, asked: tuple[PictureLike, str, list[str]], message: str
 ) -> None:
     with pytest.raises(ClipstemError, match=message):
         tiny.score(*asked)

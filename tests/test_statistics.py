@@ -22,6 +22,7 @@ from clipstem.statistics import (
     mcnemar_exact,
     numbered,
     paired_difference,
+    paired_loss_at_most,
     skills_like_these_interval,
     these_skills_interval,
     wilson,
@@ -339,3 +340,25 @@ def test_skills_like_these_hold_the_truth_where_few_have_most_questions(skills: 
 @pytest.mark.parametrize("total", [5, 30, 300])
 def test_wilson_holds_the_truth_in_95_of_100(total: int) -> None:
     assert coverage_of_wilson(total, 20_000) == pytest.approx(0.95, abs=0.02)
+
+
+def test_a_loss_is_at_most_the_upper_end_of_agresti_and_mins_interval() -> None:
+    before = np.array([True] * 80 + [False] * 20)
+    after = np.array([True] * 70 + [False] * 26 + [True] * 4)
+    # 10 lost, 4 won of 100: (10.5 - 4.5) / 102 ± 1.96 √((15 - 6² / 102) / 102²)
+    assert paired_loss_at_most(before, after) == pytest.approx(
+        (6 + 1.959964 * np.sqrt(15 - 36 / 102)) / 102, rel=1e-6
+    )
+    same = np.ones(1000, bool)
+    assert 0 < paired_loss_at_most(same, same) < 0.005  # nothing changed, and yet not nothing
+
+
+def test_a_loss_exceeds_its_upper_end_as_rarely_as_it_should() -> None:
+    rng = np.random.default_rng(0)
+    lost, won = 0.03, 0.01
+    exceeded = []
+    for _ in range(4000):
+        kind = rng.choice(4, 400, p=[lost, won, 0.66, 0.3])
+        at_most = paired_loss_at_most((kind == 0) | (kind == 2), (kind == 1) | (kind == 2))
+        exceeded.append(at_most < lost - won)
+    assert 0.01 < np.mean(exceeded) < 0.04  # 2.5 % on this side

@@ -20,7 +20,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipstem import loader, prediction, scorer, shards, towers
+from clipstem import prediction, scorer, shards, towers
+from clipstem.batches import NOBODY, Batches
 from clipstem.config import (
     ModelConfig,
     OptimizerConfig,
@@ -170,7 +171,7 @@ def gradient(config: TrainConfig) -> tuple[Tensor, dict[str, Tensor]]:
     dataset = shards.open_dataset(config.data)
     model = towers.create(config.model, config.seed)
     learner = Learner(model, config, 1)
-    batches = loader.Batches(
+    batches = Batches(
         dataset,
         "train",
         training_order(dataset, config)[:1],
@@ -181,7 +182,8 @@ def gradient(config: TrainConfig) -> tuple[Tensor, dict[str, Tensor]]:
     )
     # Lightning divides by the number of parts.
     losses = [
-        learner.terms(batches[n])["listwise"] / config.accumulate for n in range(len(batches))
+        learner.terms(batches[n].map(torch.from_numpy))["listwise"] / config.accumulate
+        for n in range(len(batches))
     ]
     total = torch.stack(losses).sum()
     total.backward()  # type: ignore[no-untyped-call]
@@ -209,7 +211,7 @@ def test_the_order_is_every_question_once_an_epoch(drawn_data: Path, tmp_path: P
     order_SN = training_order(dataset, config)
     first, second = np.split(order_SN, 2)
     for epoch in (first, second):
-        assert sorted(epoch[epoch != loader.NOBODY]) == list(range(size))
+        assert sorted(epoch[epoch != NOBODY]) == list(range(size))
     assert not np.array_equal(first, second)
 
 

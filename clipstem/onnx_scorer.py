@@ -1,0 +1,117 @@
+"""Scoring with ONNX Runtime: a bundle instead of torch. The only module that imports onnxruntime.
+
+I distinct pictures, U distinct texts, D the embeddings' width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from clipstem import pairs
+from clipstem.batches import Batches, read_ahead
+from clipstem.bundle import PICTURE_GRAPH, TEXT_GRAPH, BundleTokenizer, read
+from clipstem.config import TrainerConfig, Variant
+from clipstem.engine import Engine
+from clipstem.images import PictureSpec
+from clipstem.memory import Memory
+from clipstem.packing import lay_out
+from clipstem.pairs import PairBatch
+from clipstem.question import ClipstemError, ProblemPicture
+from clipstem.tokens import Tokenizer
+from clipstem.workers import usable_cores
+
+Embeddings = NDArray[np.float32]
+
+
+class OnnxScorer(Engine):
+    """A variant of a bundle, on the CPU or a CUDA device.
+
+    Raises:
+        ClipstemError: if the bundle cannot be used.
+    """
+
+    def __init__(self, folder: Path, trainer: TrainerConfig, variant: Variant) -> None:
+        self.bundle = read(folder, variant)
+        super().__init__(
+            self.bundle.temperature,
+            ProblemPicture(self.bundle.problem_picture),
+            {**self.bundle.provenance, "bundle": str(folder), "variant": variant.value},
+        )
+        self.workers = trainer.workers
+        self._tokenizer = BundleTokenizer(folder, self.bundle.text)
+        self._spec = PictureSpec.from_open_clip(self.bundle.preprocess)
+        open_graph = partial(_session, provider=_provider(trainer.device), threads=trainer.threads)
+        self._picture = open_graph(folder / variant.value / PICTURE_GRAPH)
+        self._text = open_graph(folder / variant.value / TEXT_GRAPH)
+        self._text_inputs = [it.name for it in self._text.get_inputs()]
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._tokenizer
+
+    @property
+    def spec(self) -> PictureSpec:
+        return self._spec
+
+    def load(self, batches: Batches) -> Iterable[PairBatch]:
+        return (
+            read_ahead(batches) if self.workers else map(batches.__getitem__, range(len(batches)))
+        )
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "weights_sha256": self.bundle.weights_sha256,
+            "parameters": self.bundle.parameters,
+            "device": self._picture.get_providers()[0].removesuffix("ExecutionProvider").lower(),
+        }
+
+    def scored(
+        self, batches: Iterable[PairBatch], memory: Memory
+    ) -> Iterator[tuple[PairBatch, NDArray[np.float32]]]:
+        for batch in batches:
+            image_ID = np.stack(memory.recall(batch.pictures, partial(self._pictures, batch)))
+            texts = [text.tokens for text in batch.joined]
+            text_UD = np.stack(memory.recall(texts, partial(self._texts, batch)))
+            cosine_VI = pairs.cosines(batch, image_ID, text_UD)
+            yield batch, pairs.score(batch, cosine_VI, np.float32(self.bundle.scale))
+
+    def _pictures(self, batch: PairBatch, places: list[int] | None) -> Embeddings:
+        pixels_IHWC = batch.pixels_IHWC if places is None else batch.pixels_IHWC[places]
+        return self._picture.run(None, {"pixels_IHWC": pixels_IHWC})[0]
+
+    def _texts(self, batch: PairBatch, places: list[int] | None) -> Embeddings:
+        some = batch.joined if places is None else [batch.joined[place] for place in places]
+        texts = batch.texts if places is None else lay_out(some, self._tokenizer)
+        given = vars(texts)
+        return self._text.run(None, {name: given[name] for name in self._text_inputs})[0]
+
+
+def _provider(device: str) -> str:
+    there = onnxruntime.get_available_providers()
+    if device in ("auto", "cuda") and "CUDAExecutionProvider" in there:
+        return "CUDAExecutionProvider"
+    if device == "cuda":
+        raise ClipstemError(
+            "conf key 'trainer.device': this onnxruntime has no CUDA; pip install onnxruntime-gpu, "
+            "or give trainer.device=cpu"
+        )
+    return "CPUExecutionProvider"
+
+
+def _session(path: Path, provider: str, threads: int | None) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or usable_cores()
+    options.log_severity_level = 3  # errors; below it tells of its own optimisations
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    except Exception as error:  # onnxruntime raises many kinds for a file that is no graph
+        raise ClipstemError(
+            f"{path}: onnxruntime cannot open it ({str(error).splitlines()[0]})"
+        ) from None

@@ -1,0 +1,86 @@
+"""A bundle says how it compares with torch, and a variant that may be worse is not written."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from clipstem import export as exporting
+from clipstem.config import ExportConfig, TrainerConfig, model_config
+from clipstem.export import export
+from clipstem.question import ClipstemError
+
+ON_CPU = TrainerConfig(device="cpu", workers=0)
+
+
+def config(out: Path, questions_in: Path, **changes: object) -> ExportConfig:
+    given = {"model": model_config("tiny"), "data": str(questions_in), "trainer": ON_CPU, **changes}
+    return ExportConfig(out=str(out), **given)  # type: ignore[arg-type]
+
+
+def test_the_parity_is_written_down(tiny_bundle: Path) -> None:
+    facts = json.loads((tiny_bundle / "bundle.json").read_text())
+    fp32, int8 = facts["variants"]["fp32"], facts["variants"]["int8"]
+    assert fp32["largest_difference"] < 1e-4 and fp32["choices_that_differ"] == 0
+    assert fp32["accuracy"] == fp32["torch_accuracy"] and fp32["accuracy_drop_at_most"] > 0
+    assert fp32["questions"] == int8["questions"] == 40
+    assert fp32["megabytes"] > int8["megabytes"] > 0
+    assert int8["largest_difference"] > fp32["largest_difference"]
+    assert {"data", "data_sha256", "split"} == facts["checked_on"].keys()
+    assert "onnxruntime" in facts["environment"]["versions"]
+
+
+def test_convolutions_stay_in_fp32_and_a_doubtful_variant_is_not_written(
+    drawn_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    measured = export(config(tmp_path / "both", drawn_data, max_accuracy_drop=100.0))
+    assert measured["int8"].kept_in_fp32 == ("picture.onnx",)
+    both = tmp_path / "both"
+    picture = [(both / variant / "picture.onnx").read_bytes() for variant in ("fp32", "int8")]
+    assert picture[0] == picture[1]
+    with caplog.at_level(logging.WARNING, "clipstem.export"):
+        measured = export(config(tmp_path / "one", drawn_data))
+    assert list(measured) == ["fp32"]
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {
+        *("bundle.json", "tokenizer.json", "fp32")
+    }
+    (line,) = (it.message for it in caplog.records if it.name == "clipstem.export")
+    assert line.startswith("int8 is not written: on 40 questions its accuracy may be ")
+    assert "max_accuracy_drop=0.5 are allowed" in line
+
+
+def test_graphs_that_answer_otherwise_are_an_error(
+    drawn_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "MOST_DIFFERENT", 0.0)
+    with pytest.raises(
+        ClipstemError, match=r"^the ONNX graphs give other answers than torch: a pr"
+    ):
+        export(config(tmp_path / "bundle", drawn_data, int8=False))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_bundle_is_never_overwritten(drawn_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    with pytest.raises(ClipstemError, match="bundle exists and is never overwritten"):
+        export(config(tmp_path / "bundle", drawn_data))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": None}, "give one of run=<folder of a finished run> and model="),
+        ({"data": None}, "'data' is missing; with model= give data=<a prepared folder>"),
+        ({"questions": 0}, "'questions': 0 is not above 0"),
+        ({"max_accuracy_drop": 0.0}, "'max_accuracy_drop': 0.0 is not above 0"),
+        ({"split": "exam"}, "there is no split 'exam'"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_clear_line(
+    changes: dict[str, object], message: str, drawn_data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ClipstemError, match=message):
+        export(config(tmp_path / "bundle", drawn_data, **changes))
