@@ -604,6 +604,61 @@ class ExamConfig(ExamRules):
 
 
 @dataclass
+class ServeConfig:
+    """`python -m clipstem.serve`: a bundle behind HTTP, and the exam as a page to take."""
+
+    bundle: str = MISSING
+    """An exported bundle's folder."""
+    variant: Variant = Variant.fp32
+    """Of the bundle: `fp32` or `int8`."""
+    data: str | None = None
+    """The prepared folder whose questions the exam page asks; null draws them from the bank."""
+    split: str = "valid"
+    """Of that folder; its answers must be known."""
+    host: str = "127.0.0.1"
+    """The address to listen on; 0.0.0.0 is every network that this machine is in."""
+    port: int = 8000
+    """The port; 0 takes a free one."""
+    token: str | None = None
+    """If given, requests must carry it: `Authorization: Bearer <token>`."""
+    max_batch: int = 32
+    """Most questions scored together; 1 scores each alone."""
+    max_wait_ms: float = 2.0
+    """How long a request waits for others to be scored with, milliseconds."""
+    max_queue: int = 512
+    """Most questions that wait; further ones are answered 429 until there is room."""
+    max_body_bytes: int = 8_000_000
+    """Most bytes of a request."""
+    max_pixels: int = 16_000_000
+    """Most pixels of a picture, read from its header before it is decoded."""
+    max_questions: int = 64
+    """Most questions of a request."""
+    max_options: int = 16
+    """Most options of a question."""
+    max_text_characters: int = 4000
+    """Most characters of a question's text, and of an option's."""
+    timeout_seconds: float = 30.0
+    """How long a request may take; then it is answered 503."""
+    rule: Rule = Rule.regular
+    """How an answer changes the score on the exam page."""
+    questions_per_skill: int = 100
+    """Most questions of an exam there; it ends before at a score of 100."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self,
+            *("max_batch", "max_queue", "max_body_bytes", "max_pixels", "max_questions"),
+            *("max_options", "max_text_characters", "timeout_seconds", "questions_per_skill"),
+        )
+        _require_at_least(self, 0, "max_wait_ms", "port")
+        if self.port > 65_535:
+            raise ClipstemError(f"conf key 'port': {self.port} is above 65535")
+        if self.token is not None and not self.token.strip():
+            raise ClipstemError("conf key 'token': is empty; give one, or leave it out")
+
+
+@dataclass
 class ReportConfig:
     """`python -m clipstem.report`: what predictions files say, as one HTML file and as Markdown."""
 

@@ -105,14 +105,22 @@ class Engine(ABC):
         )
         return self.score_questions([asked])[0]
 
-    def score_questions(self, questions: Sequence[Question]) -> list[NDArray[np.float64]]:
+    def score_questions(
+        self,
+        questions: Sequence[Question],
+        decode: Callable[[Picture], NDArray[np.uint8]] | None = None,
+        memory: Memory | None = None,
+    ) -> list[NDArray[np.float64]]:
         """The probability of each option of each question, scored together.
+
+        `decode` gives the pixels of a picture, for who has made them; a `memory` of these weights
+        may know some pictures and texts.
 
         Raises:
             ClipstemError: naming the question that CLIP cannot score.
         """
-        batch = collate(questions, self.tokenizer, self._decode, self.problem_picture)
-        ((_, logits_QK),) = self.scored([batch], Memory())
+        batch = collate(questions, self.tokenizer, decode or self._decode, self.problem_picture)
+        ((_, logits_QK),) = self.scored([batch], memory or Memory())
         num_options_Q = np.array([len(question.options) for question in questions])
         probs_QK = metrics.probabilities(_on_host(logits_QK), num_options_Q, self.temperature)
         return [probs_QK[place, :count] for place, count in enumerate(num_options_Q)]

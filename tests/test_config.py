@@ -27,6 +27,7 @@ from clipstem.config import (
     PredictConfig,
     PrepareConfig,
     ReportConfig,
+    ServeConfig,
     Source,
     TrainConfig,
     TuneConfig,
@@ -50,6 +51,7 @@ SCHEMAS: dict[str, type[Any]] = {
     "exam": ExamConfig,
     "report": ReportConfig,
     "export": ExportConfig,
+    "serve": ServeConfig,
 }
 NEEDED = {
     "train": ["data=d", "out=o"],
@@ -60,6 +62,7 @@ NEEDED = {
     "exam": ["predictions=p"],
     "report": ["predictions=[p]", "out=o"],
     "export": ["run=r", "out=o"],
+    "serve": ["bundle=b"],
 }
 OPENED_WITH = {"model": ("train", ""), "trainer": ("train", ""), "experiment": ("train", "+")}
 OPENED_WITH |= {"drawn": ("prepare", "+"), "tune": ("train", ""), "assembled": ("assemble", "+")}
@@ -83,7 +86,7 @@ FILES = sorted(path.relative_to(conf_folder()) for path in conf_folder().rglob("
 
 def test_every_file_of_conf_is_known_here() -> None:
     everything = [path for path in conf_folder().rglob("*") if path.is_file()]
-    assert len(FILES) == len(everything) == 35
+    assert len(FILES) == len(everything) == 36
     folders = {str(file.parent) for file in FILES}
     assert folders == {".", *OPENED_WITH}
     assert {file.stem for file in FILES if file.parent == Path()} == {"quiet", *SCHEMAS}

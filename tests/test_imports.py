@@ -26,9 +26,11 @@ ROWS = (
     ("report.analyses", "report.comparisons", "report.gallery", "engine"),
     ("report.sittings",),
     ("towers", "loss", "loader", "csv_log"),
-    ("scorer", "onnx_scorer", "layers", "averages"),
-    ("features", "learner", "callbacks"),
+    ("scorer", "onnx_scorer", "layers", "averages", "serve", "serve.requests", "serve.sittings"),
+    ("features", "learner", "callbacks", "serve.batching"),
+    ("serve.app",),
     ("prepare", "train", "predict", "export", "assemble", "bank.__main__", "report.__main__"),
+    ("serve.__main__",),
 )
 """From the bottom up: a module imports from rows below its own, never from its own or above."""
 
@@ -49,6 +51,7 @@ LIGHT = (
     "engine",
     "predict",
     "onnx_scorer",
+    "serve.app",
 )
 
 ONLY_IN = {
@@ -60,6 +63,9 @@ ONLY_IN = {
     "onnxruntime": {"onnx_scorer", "export"},
     "onnx": {"export"},
     "ftfy": {"bundle"},
+    "fastapi": {"serve.app"},
+    "pydantic": {"serve.requests", "serve.app"},
+    "uvicorn": {"serve.__main__"},
 }
 
 

@@ -1,0 +1,502 @@
+"""The HTTP side: scoring, readiness, metrics, and the exam page's calls."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hmac
+import io
+import logging
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import Body, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline  # the API page without a network
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from pydantic import Field
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from clipstem import __version__
+from clipstem.bank import SKILLS, draw
+from clipstem.config import ServeConfig
+from clipstem.engine import Engine
+from clipstem.images import check_picture, to_pixels
+from clipstem.question import Picture, Question
+from clipstem.serve.batching import Batcher
+from clipstem.serve.requests import (
+    AnswerOut,
+    AnswersOut,
+    ApiError,
+    Asked,
+    ErrorOut,
+    PictureIn,
+    QuestionIn,
+    QuestionsIn,
+    Strict,
+    asked,
+    check_counts,
+    of_form,
+    of_json,
+)
+from clipstem.serve.sittings import Questions, Sitting, Sittings, Step
+from clipstem.workers import usable_cores
+
+PAGE = Path(__file__).parent / "page"
+OPEN = ("/ready", "/")  # what needs no token: readiness, and a page without a question
+PROBE_SECONDS = 10.0
+PROBE_TOLERANCE = 1e-4  # probabilities depend on a batch by rounding alone
+PROBE = draw(SKILLS["name-the-shape"], 0, 0)
+POLICY = (
+    "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
+POLICY_OF_DOCS = f"{POLICY}; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+MIME = {"jpg": "image/jpeg", "tiff": "image/tiff"}  # others are image/<suffix>
+
+log = logging.getLogger(__name__)
+
+
+class UnitIn(Strict):
+    """The skill of an exam, in its grade."""
+
+    subject: Annotated[str, Field(max_length=200)]
+    grade: Annotated[str, Field(max_length=200)]
+    skill: Annotated[str, Field(max_length=200)]
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+
+
+class ChoiceIn(Strict):
+    """The place of the chosen option, from 0, and the number of the question, from 0."""
+
+    choice: Annotated[int, Field(ge=0, lt=1000)]
+    number: Annotated[int, Field(ge=0, lt=100_000)]
+
+
+class Metrics:
+    """What `/metrics` tells; a registry of its own, so that two apps in a process do not mix."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "clipstem_requests",
+            "Requests by path and status.",
+            ["path", "status"],
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "clipstem_request_seconds",
+            "Seconds from request to answer.",
+            ["path"],
+            registry=self.registry,
+            buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+        )
+        self.batch_questions = Histogram(
+            "clipstem_batch_questions",
+            "Questions scored together.",
+            registry=self.registry,
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+        )
+        self.batch_seconds = Histogram(
+            "clipstem_batch_seconds",
+            "Seconds to score a batch.",
+            registry=self.registry,
+            buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5),
+        )
+        Gauge(
+            "clipstem_waiting_questions", "Questions that wait.", registry=self.registry
+        ).set_function(lambda: batcher.waiting)
+        batcher.observe = self.batch
+
+    def batch(self, questions: int, seconds: float) -> None:
+        self.batch_questions.observe(questions)
+        self.batch_seconds.observe(seconds)
+
+
+class Around:
+    """Around every request: the token, the most bytes of a body, headers, metrics."""
+
+    def __init__(self, app: ASGIApp, config: ServeConfig, metrics: Metrics) -> None:
+        self.app, self.config, self.metrics = app, config, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, came, status = time.perf_counter(), 0, 500
+        most = self.config.max_body_bytes
+
+        async def counted() -> Message:
+            nonlocal came
+            message = await receive()
+            came += len(message.get("body", b""))
+            if came > most:
+                raise too_large(most)
+            return message
+
+        async def sent(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers.update(HEADERS)
+                if scope["path"] == "/docs":
+                    headers["Content-Security-Policy"] = POLICY_OF_DOCS
+            await send(message)
+
+        headers = Headers(scope=scope)
+        announced = headers.get("content-length", "0")
+        try:
+            if needs_token(self.config, scope["path"], headers):
+                await told(no_token())(scope, receive, sent)
+            elif announced.isdigit() and int(announced) > most:
+                await told(too_large(most))(scope, receive, sent)
+            else:
+                await self.app(scope, counted, sent)
+        finally:
+            path = getattr(scope.get("route"), "path", "other")
+            self.metrics.requests.labels(path, status).inc()
+            self.metrics.seconds.labels(path).observe(time.perf_counter() - started)
+
+
+def too_large(most: int) -> ApiError:
+    return ApiError(413, f"the request has more than {most:,} bytes", {"Connection": "close"})
+
+
+def no_token() -> ApiError:
+    return ApiError(
+        401,
+        "the token is missing or wrong; send Authorization: Bearer <token>",
+        {"WWW-Authenticate": "Bearer"},
+    )
+
+
+def needs_token(config: ServeConfig, path: str, headers: Headers) -> bool:
+    """Whether a request lacks the token that it should carry."""
+    if config.token is None or path in OPEN or path.startswith("/page/"):
+        return False
+    given = headers.get("authorization", "").encode()
+    return not hmac.compare_digest(given, f"Bearer {config.token}".encode())
+
+
+def told(error: ApiError) -> JSONResponse:
+    return JSONResponse({"error": error.message}, error.status, error.headers)
+
+
+def make_app(engine: Engine, config: ServeConfig, questions: Questions) -> FastAPI:
+    """The application for one model; nothing is scored before its lifespan has begun."""
+    batcher = Batcher(engine, config.max_batch, config.max_wait_ms / 1000, config.max_queue)
+    sittings = Sittings(questions, config.rule, config.questions_per_skill)
+    metrics = Metrics(batcher)
+    decoding = asyncio.Semaphore(usable_cores())  # pictures held decoded at a time
+    model = {"model": engine.provenance.get("model"), **engine.facts()}
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        running = asyncio.create_task(batcher.run())
+        try:
+            yield
+        finally:
+            running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
+
+    app = FastAPIOffline(
+        title="clipstem",
+        version=__version__,
+        summary="Probabilities of the options of exam questions with pictures.",
+        lifespan=lifespan,
+        redoc_url=None,
+        favicon_url="/page/icon.svg",
+        responses={
+            status: {"model": ErrorOut, "description": what}
+            for status, what in {
+                401: "The token is missing or wrong.",
+                413: "The request is too large.",
+                422: "A field is wrong.",
+                429: "Too many questions are waiting; ask again after `Retry-After` seconds.",
+                503: "It took too long.",
+            }.items()
+        },
+    )
+
+    # ---- around every request
+
+    app.add_middleware(Around, config=config, metrics=metrics)
+
+    @app.exception_handler(ApiError)
+    async def api_error(_: Request, error: ApiError) -> JSONResponse:
+        return told(error)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(_: Request, error: HTTPException) -> JSONResponse:
+        return told(ApiError(error.status_code, str(error.detail), error.headers))
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"] if part != "body")
+        return told(ApiError(422, f"{place}: {first['msg']}" if place else first["msg"]))
+
+    # ---- scoring
+
+    async def probabilities(some: list[Asked], is_probe: bool = False) -> list[list[float]]:
+        found = await batcher.score(some, is_probe)
+        return [it.tolist() for it in found]
+
+    async def made_ready(given: list[QuestionIn]) -> list[Asked]:
+        check_counts(given, config)
+        loop = asyncio.get_running_loop()
+        ready = []
+        for number, one in enumerate(given):
+            place = f"questions[{number}]." if len(given) > 1 else ""
+            async with decoding:
+                ready.append(
+                    await loop.run_in_executor(None, asked, one, place, engine.spec, config)
+                )
+        return ready
+
+    @app.post("/v1/score", response_model=AnswersOut, openapi_extra={"requestBody": BODY})
+    async def score(request: Request) -> AnswersOut:
+        """The probability of each option of one question, or of several."""
+        async with in_time(config.timeout_seconds):
+            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if kind == "application/json":
+                given = of_json(await request.body(), config)
+            elif kind == "multipart/form-data":
+                most = config.max_options + 1
+                parts = {"max_files": most, "max_fields": most + 3}
+                async with request.form(**parts, max_part_size=config.max_body_bytes) as form:
+                    given = [await of_form(form)]
+            else:
+                raise ApiError(
+                    415,
+                    f"the content type is '{kind[:80]}'; expected application/json or "
+                    "multipart/form-data",
+                )
+            found = await probabilities(await made_ready(given))
+        return AnswersOut(
+            answers=[
+                AnswerOut(id=one.id, probabilities=probs, choice=int(np.argmax(probs)))
+                for one, probs in zip(given, found, strict=True)
+            ]
+        )
+
+    # ---- for whoever runs it
+
+    probe = decoded(PROBE, engine)
+    (expected_K,) = engine.score_questions([PROBE])
+
+    @app.get("/ready")
+    async def ready() -> dict[str, Any]:
+        """Answers a real question on the way that every question takes."""
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                (found,) = await probabilities([probe], is_probe=True)
+        except TimeoutError:
+            raise ApiError(503, f"no answer within {PROBE_SECONDS:g} seconds") from None
+        if not np.allclose(found, expected_K, rtol=0, atol=PROBE_TOLERANCE):
+            raise ApiError(503, "a question that is known got another answer")
+        return {"ready": True, **model}
+
+    @app.get("/metrics", response_class=Response)
+    async def show_metrics() -> Response:
+        """For Prometheus."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    # ---- the exam page
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(PAGE / "exam.html")
+
+    app.mount("/page", StaticFiles(directory=PAGE))
+
+    def sitting_of(id: str) -> Sitting:
+        try:
+            return sittings[id]
+        except KeyError:
+            raise ApiError(404, "there is no such exam; it may have been forgotten") from None
+
+    @app.get("/v1/exam")
+    async def units() -> dict[str, Any]:
+        """Every skill in which an exam can be taken, and the rule of the exams."""
+        return {
+            "rule": config.rule.value,
+            "length": config.questions_per_skill,
+            "units": [vars(unit) for unit in questions.units],
+        }
+
+    @app.post("/v1/exam", status_code=201)
+    async def begin(given: Annotated[UnitIn, Body()]) -> dict[str, Any]:
+        """Begin an exam."""
+        unit = sittings.by_unit.get((given.subject, given.grade, given.skill))
+        if unit is None:
+            raise ApiError(404, "there is no such skill; GET /v1/exam lists them")
+        return as_json(sittings.begin(unit, given.seed))
+
+    @app.get("/v1/exam/{id}")
+    async def run(id: str) -> dict[str, Any]:
+        """An exam so far: every answer, the person's and the model's, and both scores."""
+        return as_json(sitting_of(id))
+
+    @app.get("/v1/exam/{id}/question")
+    async def question(id: str) -> dict[str, Any]:
+        """The question to be answered next, without its answer."""
+        sitting = sitting_of(id)
+        if sitting.is_done:
+            raise ApiError(409, "the exam is over")
+        shown = await asyncio.to_thread(sittings.question, sitting)
+        return {
+            "number": len(sitting.steps),
+            "question": shown.problem,
+            "picture": None if shown.picture is None else data_url(shown.picture),
+            "options": [
+                {"text": it} if isinstance(it, str) else {"picture": data_url(it)}
+                for it in shown.options
+            ],
+        }
+
+    @app.post("/v1/exam/{id}/answer")
+    async def answer(id: str, given: Annotated[ChoiceIn, Body()]) -> dict[str, Any]:
+        """Answer the question; only now it is told what is right and what the model says."""
+        sitting = sitting_of(id)
+        async with in_time(config.timeout_seconds):
+            shown = await asyncio.to_thread(sittings.question, sitting)
+            ready_now = await asyncio.to_thread(decoded, shown, engine)
+            (found,) = await probabilities([ready_now])
+        # Nothing waits from here on: two answers that come together cannot both be taken.
+        if sitting.is_done or given.number != len(sitting.steps):
+            raise ApiError(409, "this question has been answered, or the exam is over")
+        if given.choice >= len(shown.options):
+            raise ApiError(
+                422, f"choice: is {given.choice}; there are {len(shown.options)} options"
+            )
+        step = sitting.take(shown, given.choice, found)
+        return {**as_step(step, sitting), "done": sitting.is_done}
+
+    _describe(app)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def in_time(seconds: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise ApiError(
+            503, f"it took more than {seconds:g} seconds; ask again", {"Retry-After": "1"}
+        ) from None
+
+
+def decoded(question: Question, engine: Engine) -> Asked:
+    """A question of our own, with its pictures' pixels."""
+    return Asked(question, {it.sha256: to_pixels(it.data, engine.spec) for it in question.pictures})
+
+
+def data_url(picture: Picture) -> str:
+    suffix = check_picture(picture.data, decode=False)
+    mime = MIME.get(suffix, f"image/{suffix}")
+    return f"data:{mime};base64,{base64.b64encode(picture.data).decode()}"
+
+
+def as_json(sitting: Sitting) -> dict[str, Any]:
+    return {
+        "id": sitting.id,
+        **vars(sitting.unit),
+        "rule": sitting.rule.value,
+        "length": sitting.length,
+        "seed": sitting.seed if sitting.is_done else None,  # drawn questions follow from it
+        "score": sitting.score,
+        "model_score": sitting.model_score,
+        "done": sitting.is_done,
+        "steps": [as_step(step, sitting) for step in sitting.steps],
+    }
+
+
+def as_step(step: Step, sitting: Sitting) -> dict[str, Any]:
+    """An answered question; like the seed, ids of drawn questions would tell of those to come."""
+    said = {**vars(step), "model_choice": step.model_choice}
+    return said if sitting.is_done else {**said, "id": None}
+
+
+# ------------------------------------------------------------------------------ description
+
+
+def _example_png() -> str:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(buffer, "png")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+_ONE = {
+    "question": "Which colour is this?",
+    "picture": _example_png(),
+    "options": ["red", "green", "blue"],
+}
+_SCHEMA = "#/components/schemas/"
+BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {
+                "oneOf": [{"$ref": f"{_SCHEMA}{it}"} for it in ("QuestionIn", "QuestionsIn")]
+            },
+            "examples": {
+                "one question": {"value": _ONE},
+                "several": {"value": {"questions": [{"id": "q1", **_ONE}, {"id": "q2", **_ONE}]}},
+            },
+        },
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["question"],
+                "properties": {
+                    "id": {"type": "string"},
+                    "question": {"type": "string"},
+                    "picture": {"type": "string", "format": "binary"},
+                    "option": {"type": "array", "items": {"type": "string"}},
+                    "option_picture": {
+                        "type": "array",
+                        "items": {"type": "string", "format": "binary"},
+                    },
+                },
+            }
+        },
+    },
+}
+"""What `/v1/score` takes, told by hand: a handler that takes two types has no signature for it."""
+
+
+def _describe(app: FastAPI) -> None:
+    """Put the types that `BODY` names into the OpenAPI description."""
+    generated = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schemas = generated()["components"]["schemas"]
+            for shape in (QuestionIn, QuestionsIn, PictureIn):
+                made = shape.model_json_schema(ref_template=_SCHEMA + "{model}")
+                made.pop("$defs", None)
+                schemas[shape.__name__] = made
+        assert app.openapi_schema is not None
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

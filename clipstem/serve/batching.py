@@ -1,0 +1,132 @@
+"""Questions that arrive together are scored together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipstem.engine import Engine
+from clipstem.memory import Memory
+from clipstem.question import Picture
+from clipstem.serve.requests import ApiError, Asked
+
+Probabilities = NDArray[np.float64]
+Waiting = tuple[Asked, "asyncio.Future[Probabilities]", float]
+
+log = logging.getLogger(__name__)
+
+
+class Batcher:
+    """Collects questions for at most `max_wait_seconds` and scores them in one batch.
+
+    While a batch is scored the next one collects. `run` must be running for `score` to end.
+
+    Attributes:
+        observe: told of each batch's questions and seconds.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        max_batch: int,
+        max_wait_seconds: float,
+        max_queue: int,
+        observe: Callable[[int, float], None] = lambda questions, seconds: None,
+    ) -> None:
+        self.engine = engine
+        self.max_batch, self.max_queue = max_batch, max_queue
+        self.max_wait_seconds = max_wait_seconds
+        self.observe = observe
+        self._memory = Memory()
+        self._queue: deque[Waiting] = deque()
+        self._arrived = asyncio.Event()
+
+    @property
+    def waiting(self) -> int:
+        """Questions that no batch has taken yet."""
+        return len(self._queue)
+
+    async def score(self, asked: Sequence[Asked], is_probe: bool = False) -> list[Probabilities]:
+        """The probabilities of each question's options; a probe waits in a full queue too.
+
+        Raises:
+            ApiError: 429 if too many are waiting; 422 for a question that cannot be scored.
+        """
+        if not is_probe and self.waiting + len(asked) > self.max_queue:
+            raise ApiError(
+                429,
+                f"{self.waiting} questions are waiting, at most {self.max_queue} may; ask again",
+                {"Retry-After": "1"},
+            )
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+        waiting: list[Waiting] = [(it, loop.create_future(), now) for it in asked]
+        self._queue.extend(waiting)
+        self._arrived.set()
+        return await asyncio.gather(*(future for _, future, _ in waiting))
+
+    async def run(self) -> None:
+        """Score what arrives, until cancelled."""
+        loop = asyncio.get_running_loop()
+        self._arrived = asyncio.Event()  # belongs to this loop
+        with ThreadPoolExecutor(1, "score") as thread:
+            while True:
+                batch = await self._collected()
+                if not batch:
+                    continue
+                started = time.perf_counter()
+                asked = [it for it, _, _ in batch]
+                made = await loop.run_in_executor(thread, self._scored, asked)
+                for (_, future, _), found in zip(batch, made, strict=True):
+                    if future.done():  # nobody waits for it any more
+                        continue
+                    if isinstance(found, Exception):
+                        future.set_exception(found)
+                    else:
+                        future.set_result(found)
+                self.observe(len(batch), time.perf_counter() - started)
+
+    async def _collected(self) -> list[Waiting]:
+        """The next batch: full, or as large as it is when its first question has waited enough."""
+        while not self._queue:
+            self._arrived.clear()
+            await self._arrived.wait()
+        until = self._queue[0][2] + self.max_wait_seconds
+        while len(self._queue) < self.max_batch:
+            left = until - time.monotonic()
+            if left <= 0:
+                break
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(left):
+                    await self._arrived.wait()
+            except TimeoutError:
+                break
+        taken = [self._queue.popleft() for _ in range(min(self.max_batch, len(self._queue)))]
+        return [it for it in taken if not it[1].done()]
+
+    def _scored(self, batch: list[Asked]) -> list[Probabilities | Exception]:
+        """Of each question its probabilities, or what is wrong with it."""
+        try:
+            return [*self._together(batch)]
+        except Exception as error:
+            if len(batch) > 1:  # one of them may be at fault, the others are not
+                return [it for asked in batch for it in self._scored([asked])]
+            log.exception("a question could not be scored")
+            return [ApiError(500, f"the question could not be scored ({type(error).__name__})")]
+
+    def _together(self, batch: list[Asked]) -> list[Probabilities]:
+        pixels = {sha256: it for asked in batch for sha256, it in asked.pixels.items()}
+
+        def decode(picture: Picture) -> NDArray[np.uint8]:
+            return pixels[picture.sha256]
+
+        return self.engine.score_questions(
+            [asked.question for asked in batch], decode, self._memory
+        )
