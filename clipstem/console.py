@@ -24,9 +24,10 @@ def show_log_lines() -> None:
     """Print clipstem's own log lines, each with its time."""
     handler = RichHandler(console=console, show_path=False, show_level=False)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    log = logging.getLogger("clipstem")
-    log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.INFO)
+    for name in ("clipstem", "__main__"):  # the verb itself is the latter
+        log = logging.getLogger(name)
+        log.handlers, log.propagate = [handler], False
+        log.setLevel(logging.INFO)
 
 
 @contextmanager

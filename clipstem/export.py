@@ -162,7 +162,8 @@ def _model(config: ExportConfig) -> tuple[Scorer, str]:
 
 
 def _timed(engine: Any, dataset: Dataset, config: ExportConfig) -> tuple[Predictions, float]:
-    with console.progress_bar(type(engine).__name__, config.questions) as progress:
+    count = min(config.questions, dataset.size(config.split))
+    with console.progress_bar(type(engine).__name__, count) as progress:
         started = time.perf_counter()
         found = engine.predict(
             dataset, config.split, config.batch_size, progress, limit=config.questions
@@ -378,7 +379,8 @@ def show(config: ExportConfig, measured: dict[str, Parity]) -> None:
 @verb("export", ExportConfig)
 def main(config: ExportConfig) -> None:
     console.show_log_lines()
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for name in ("torch.onnx", "onnxscript"):  # about their own optimisations
+        logging.getLogger(name).setLevel(logging.ERROR)
     show(config, export(config))
 
 

@@ -25,6 +25,10 @@ TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 FEWEST_SKILLS = 10
 """Below this many skills nothing is said about skills like them."""
 
+FEWEST_DEGREES = 1
+"""Nor with fewer degrees of freedom, because one skill holds most of the questions: below it, an
+interval is nearly everything."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -90,10 +94,30 @@ def these_skills_interval(
     )
 
 
+def these_skills_mean_interval(value_Q: NDArray[Any], skill_Q: Names) -> Interval:
+    """The same for the mean of any values from −1 to 1: shares of several runs, differences.
+
+    Student's t for a stratified mean, with Satterthwaite's degrees.
+    """
+    strata_Q, _ = _strata(skill_Q, None)
+    values_Q = np.asarray(value_Q, np.float64)
+    size_S = np.bincount(strata_Q)
+    mean_S = np.bincount(strata_Q, values_Q) / size_S
+    freedom_S = np.maximum(size_S - 1, 1)
+    spread_S = np.bincount(strata_Q, (values_Q - mean_S[strata_Q]) ** 2) / freedom_S
+    variance_S = (size_S / len(values_Q)) ** 2 * spread_S / size_S
+    mean, half = float(values_Q.mean()), 0.0
+    if variance_S.any():
+        half = _t_quantile(_degrees(variance_S, freedom_S)) * float(np.sqrt(variance_S.sum()))
+    return _interval(mean - half, mean + half, -1.0, 1.0)
+
+
 def skills_like_these_interval(
     right_Q: NDArray[Any], skill_Q: Names, subject_Q: Names | None = None
 ) -> Interval | None:
-    """Where the accuracy would lie on other skills of the same sort; None below 10 skills.
+    """Where the accuracy would lie on other skills of the same sort.
+
+    None below 10 skills, and where so few hold most of the questions that they are as good as one.
 
     `right_Q` says whether the answer is right, or in what share of several runs it is.
 
@@ -116,7 +140,8 @@ class Paired:
 
     Attributes:
         difference: accuracy of the first minus that of the second.
-        interval: of the difference on other skills of the same sort; None below 10 skills.
+        interval: of the difference on other skills of the same sort; None where
+            `skills_like_these_interval` is.
         p: exact McNemar, two-sided: how likely so uneven a disagreement is by chance.
     """
 
@@ -229,7 +254,10 @@ def _clustered(
     effective_J = 1 / np.bincount(subject_S, (questions_S / questions_J[subject_S]) ** 2)
     half = 0.0
     if variance_J.any():
-        half = _t_quantile(_degrees(variance_J, effective_J - 1)) * np.sqrt(variance_J.sum())
+        degrees = _degrees(variance_J, effective_J - 1)
+        if degrees < FEWEST_DEGREES:
+            return None
+        half = _t_quantile(degrees) * np.sqrt(variance_J.sum())
     return _interval(mean_J.mean() - half, mean_J.mean() + half, least, 1.0)
 
 

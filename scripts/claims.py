@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from clipstem.console import MASTERED, accuracy_of_skill
 from clipstem.metrics import summarize
 from clipstem.prediction import Predictions
-from clipstem.statistics import Interval, paired_difference, skills_like_these_interval
+from clipstem.statistics import Interval, paired_difference, these_skills_mean_interval
 
 Found = Mapping[str, Predictions]
 Figures = dict[str, Any]
@@ -47,10 +47,13 @@ def of_one_run(valid: Predictions) -> Figures:
 
 
 def of_realset_mini(found: Found) -> Figures:
-    """The mean of the seeds on `valid`, with the interval for skills like these."""
+    """The mean of the seeds on `valid`, with the interval for other questions of these skills.
+
+    One skill holds most of the questions, so nothing can be said of other skills.
+    """
     seeds = runs(found, r"realset_mini_\d/valid")
     right_Q, skills = mean_right_Q(seeds), seeds[0].columns["skill"]
-    interval = skills_like_these_interval(right_Q, skills)
+    interval = these_skills_mean_interval(right_Q, skills)
     accuracies = [float(right_of(it).mean()) for it in seeds]
     chance = float((1 / seeds[0].num_options_Q).mean())
     return {
@@ -72,16 +75,17 @@ def of_realset_mini_blind(found: Found) -> Figures:
     )
     right_Q, seeing_Q = mean_right_Q(seeds), mean_right_Q(seeing)
     skills = seeds[0].columns["skill"]
-    interval = skills_like_these_interval(right_Q, skills)
-    paired = paired_difference(seeing_Q, right_Q, skills)
+    interval = these_skills_mean_interval(right_Q, skills)
+    added = float((seeing_Q - right_Q).mean())
+    added_interval = these_skills_mean_interval(seeing_Q - right_Q, skills)
     return {
         "micro": rounded(right_Q.mean()),
         "interval": ends(interval),
         "seeds": [rounded(right_of(it).mean()) for it in seeds],
-        "pictures_add": rounded(paired.difference),
-        "pictures_add_interval": ends(paired.interval),
+        "pictures_add": rounded(added),
+        "pictures_add_interval": ends(added_interval),
         "result": f"valid micro {percent(right_Q.mean())} % {shown(interval)}, mean of "
-        f"{len(seeds)} seeds; pictures add {points(paired.difference)} {shown(paired.interval)}",
+        f"{len(seeds)} seeds; pictures add {points(added)} {shown(added_interval)}",
     }
 
 

@@ -1,18 +1,23 @@
-"""Take the README's picture of a report: its top in light, later sections in dark.
+"""Take the README's pictures: of a report, or of the exam page of a server that runs.
 
     python scripts/screenshot.py runs/quickstart/report/report.html docs/report.png
+    python scripts/screenshot.py http://127.0.0.1:8000 docs/exam.png
 
-Needs chromium, or another browser of its family.
+Light on the left, dark on the right. Needs chromium, or another browser of its family; for the
+exam page chromedriver too.
 """
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -20,6 +25,10 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTH, HEIGHT = 960, 1500  # of each half, px
 GAP = 24  # between the halves, px
 SECTIONS = ("by-subject", "does-it-look-at-the-picture", "mistakes")  # in the dark half
+EXAMS = {
+    "light": {"subject": "technology", "grade": "grade-1", "skill": "find-the-battery"},
+    "dark": {"subject": "math", "grade": "kindergarten", "skill": "name-the-shape"},
+}
 COLOURS = 256  # few enough for a small file
 
 
@@ -62,15 +71,71 @@ def only(html: str, sections: Sequence[str]) -> str:
     return html.replace("</head>", f"{style}</head>")
 
 
-def side_by_side(html: str) -> Image.Image:
+def side_by_side(light: Image.Image, dark: Image.Image) -> Image.Image:
     """Both themes in one picture."""
-    whole = Image.new("RGB", (2 * WIDTH + GAP, HEIGHT), "white")
-    whole.paste(screenshot(html, dark=False), (0, 0))
-    whole.paste(screenshot(only(html, SECTIONS), dark=True), (WIDTH + GAP, 0))
+    whole = Image.new("RGB", (light.width + GAP + dark.width, light.height), "white")
+    whole.paste(light, (0, 0))
+    whole.paste(dark, (light.width + GAP, 0))
     return whole
 
 
+def of_report(html: str) -> Image.Image:
+    return side_by_side(screenshot(html, dark=False), screenshot(only(html, SECTIONS), dark=True))
+
+
+# ------------------------------------------------------------------------------ the exam page
+
+
+@contextmanager
+def driver(width: int = 760, height: int = 1000) -> Iterator[Any]:
+    """A browser without a window that clicks and types."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(browser())
+    for name in ("headless", "no-sandbox", "disable-gpu", "hide-scrollbars"):
+        options.add_argument(f"--{name}")
+    options.add_argument(f"--window-size={width},{height}")
+    made = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    try:
+        yield made
+    finally:
+        made.quit()
+
+
+def set_theme(browser: Any, theme: str) -> None:
+    feature = {"name": "prefers-color-scheme", "value": theme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+
+
+def of_exam(address: str) -> Image.Image:
+    """A question with pictures and one with texts, each just answered."""
+    from selenium.webdriver.support.ui import Select, WebDriverWait
+
+    shots = []
+    with driver() as page:
+
+        def wait(css: str) -> None:
+            WebDriverWait(page, 30).until(lambda _: page.find_elements("css selector", css))
+
+        for theme, choices in EXAMS.items():
+            set_theme(page, theme)
+            page.get(address)
+            wait("#skill option")
+            for name, choice in choices.items():
+                Select(page.find_element("id", name)).select_by_value(choice)
+            page.find_element("css selector", "#choose button").click()
+            wait("#options button")
+            page.switch_to.active_element.send_keys("1")
+            wait("#options .said")
+            page.execute_script("scrollTo(0, 0)")
+            shots.append(Image.open(io.BytesIO(page.get_screenshot_as_png())).convert("RGB"))
+    return side_by_side(*shots)
+
+
 if __name__ == "__main__":
-    page, out = map(Path, sys.argv[1:])
-    side_by_side(page.read_text()).quantize(COLOURS).save(out, optimize=True)
+    page, out = sys.argv[1], Path(sys.argv[2])
+    shot = of_exam(page) if page.startswith("http") else of_report(Path(page).read_text())
+    shot.quantize(COLOURS).save(out, optimize=True)
     print(f"{out}: {out.stat().st_size / 1000:.0f} kB")

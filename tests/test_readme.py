@@ -12,10 +12,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
+from test_serve import server
 
 from clipstem import config
 from clipstem.config import check_keys, conf_folder, to_dataclass
@@ -37,9 +39,12 @@ SCHEMAS = {
     "assemble": config.AssembleConfig,
     "exam": config.ExamConfig,
     "report": config.ReportConfig,
+    "export": config.ExportConfig,
+    "serve": config.ServeConfig,
 }
+PACKAGES = ("bank", "report", "serve")
 MODULES: dict[str, Any] = {
-    verb: import_module(f"clipstem.{verb}{'.__main__' if verb in ('bank', 'report') else ''}")
+    verb: import_module(f"clipstem.{verb}{'.__main__' if verb in PACKAGES else ''}")
     for verb in SCHEMAS
 }
 DRAWN = "questions_per_skill={train: 6, valid: 2, test: 2}"
@@ -86,7 +91,7 @@ def shrunk(verb: str, overrides: list[str]) -> list[str]:
         return [*kept, DRAWN, *few, *held_out, "workers=1"]
     if verb == "prepare":
         return [*overrides, "workers=1", "verify=header", "tune_fraction=0.3"]
-    if verb == "predict":
+    if verb in ("predict", "export"):
         return [*overrides, "batch_size=8", "trainer.workers=0"]
     if verb == "exam":
         return [*overrides, "repeats=20"]
@@ -157,8 +162,10 @@ def test_the_readmes_commands_run_in_their_order(
     monkeypatch.chdir(tmp_path)
     bring_questions(tmp_path, monkeypatch)
     commands = readme_commands()
-    assert len(commands) == 17
+    assert len(commands) == 20
     for command in commands:
+        if ".serve " in command:
+            continue  # it runs until it is told to end: below
         if "resume=true" in command:  # of a run that is not finished
             (tmp_path / "runs/first/DONE").unlink()
         run_shrunk(command, monkeypatch)
@@ -167,12 +174,32 @@ def test_the_readmes_commands_run_in_their_order(
     assert (tmp_path / "preds.txt").is_file()
     assert (tmp_path / "runs/first/exam/exam.json").is_file()
     assert (tmp_path / "report/report.html").is_file()
+    asks_the_server(commands)
     python = re.search(r"```python\n(import clipstem.*?)```", README, flags=re.S)
     assert python
     names: dict[str, Any] = {}
     exec(python[1], names)
     assert names["probabilities"].shape == (2,)
     assert names["probabilities"].sum() == pytest.approx(1)
+
+
+def asks_the_server(commands: list[str]) -> None:
+    """Run the README's server, and ask it as the README does."""
+    (overrides,) = (split_command(it)[1] for it in commands if ".serve " in it)
+    (bundle,) = (it.removeprefix("bundle=") for it in overrides)
+    curl = re.search(r"^curl -F .*$", README, flags=re.M)
+    assert curl and "127.0.0.1:8000" in curl[0]
+    fields = [it for it in shlex.split(curl[0]) if "=" in it]
+    texts: dict[str, list[str]] = {}
+    for name, value in (it.split("=", 1) for it in fields if "=@" not in it):
+        texts.setdefault(name, []).append(value)
+    (file,) = (it.split("=@") for it in fields if "=@" in it)
+    with server(Path(bundle)) as (_, address):
+        with Path(file[1]).open("rb") as opened:
+            answer = httpx.post(f"{address}/v1/score", data=texts, files={file[0]: opened})
+        shown = re.search(r'^\{"answers".*$', README, flags=re.M)
+        assert shown and answer.json().keys() == json.loads(shown[0]).keys()
+        assert answer.json()["answers"][0].keys() == json.loads(shown[0])["answers"][0].keys()
 
 
 @pytest.mark.parametrize(

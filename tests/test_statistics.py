@@ -25,6 +25,7 @@ from clipstem.statistics import (
     paired_loss_at_most,
     skills_like_these_interval,
     these_skills_interval,
+    these_skills_mean_interval,
     wilson,
 )
 
@@ -362,3 +363,31 @@ def test_a_loss_exceeds_its_upper_end_as_rarely_as_it_should() -> None:
         at_most = paired_loss_at_most((kind == 0) | (kind == 2), (kind == 1) | (kind == 2))
         exceeded.append(at_most < lost - won)
     assert 0.01 < np.mean(exceeded) < 0.04  # 2.5 % on this side
+
+
+def test_a_mean_of_one_skill_has_students_interval() -> None:
+    values_Q = np.random.default_rng(3).uniform(-1, 1, 17)
+    found = these_skills_mean_interval(values_Q, ["a"] * 17)
+    expected = scipy.stats.t.interval(0.95, 16, values_Q.mean(), scipy.stats.sem(values_Q))
+    assert (found.low, found.high) == pytest.approx(expected)
+    same = these_skills_mean_interval(np.full(9, 0.25), ["a"] * 9)
+    assert (same.low, same.high) == (0.25, 0.25)
+
+
+def test_a_mean_over_skills_is_covered_as_often_as_promised() -> None:
+    rng = np.random.default_rng(0)
+    sizes, means = [5, 8, 20, 60], np.array([-0.3, 0.1, 0.2, 0.4])
+    skill_Q = np.repeat(np.arange(4), sizes)
+    truth = float(np.average(means, weights=sizes))
+    covered = []
+    for _ in range(2000):
+        shift_Q = rng.choice([-0.4, 0.0, 0.4], len(skill_Q))
+        found = these_skills_mean_interval(means[skill_Q] + shift_Q, skill_Q)
+        covered.append(found.low <= truth <= found.high)
+    assert 0.93 < np.mean(covered) < 0.97
+
+
+def test_skills_of_which_one_holds_nearly_all_questions_tell_nothing_of_others() -> None:
+    skill_Q = [*["large"] * 500, *map(str, range(20))]
+    right_Q = np.random.default_rng(0).random(520) < 0.6
+    assert skills_like_these_interval(right_Q, skill_Q) is None

@@ -60,7 +60,7 @@ def accuracy(answers: Answers, repeats: int, seed: int) -> Section:
         "questions alike. Intervals are 95 %. These skills: other questions of the same skills "
         f"(bootstrap of the questions within each skill, {count(repeats)} repeats). Skills like "
         "these: other skills of the same sort (cluster-robust, Student's t); not given below 10 "
-        "skills.",
+        "skills, nor where one holds most of the questions.",
     )
     columns = ("model", "macro, %", *intervals, "micro, %", *intervals)
     return Section(

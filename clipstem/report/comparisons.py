@@ -75,7 +75,7 @@ def paired(answers: Answers) -> Section:
     )
     notes = (
         "Difference of micro accuracies, in points; its interval is for other skills of the same "
-        "sort (cluster-robust; not given below 10 skills). p: exact McNemar test, two-sided; "
+        "sort (cluster-robust; not given for too few skills). p: exact McNemar test, two-sided; "
         "corrected over the pairs after Holm. The test is as if questions were independent; those "
         "of one skill are alike, so that the interval is the more careful of the two.",
     )
