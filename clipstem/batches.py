@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from clipstem.images import PictureSpec, change_mildly, to_pixels
+from clipstem.images import PictureSpec, change_mildly, to_pixels, warm_up
 from clipstem.pairs import PairBatch, collate
 from clipstem.question import Kind, Picture, ProblemPicture
 from clipstem.shards import Dataset
@@ -50,6 +50,7 @@ class Batches:
         return len(self.order_SN) * self.parts
 
     def __getitem__(self, number: int) -> PairBatch:
+        warm_up()
         step = number // self.parts
         batch_N = self.order_SN[step]
         part_Q = batch_N[number % self.parts :: self.parts]

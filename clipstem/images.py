@@ -181,9 +181,8 @@ def _resized_rgb(
     image: Image.Image, size: tuple[int, int], kept: Box, interpolation: str
 ) -> np.ndarray:
     """The part `kept` of the picture resized to `size`, RGB."""
-    fast = _fast_resize()
-    if fast is not None and image.mode in ("RGB", "L"):
-        return fast(np.asarray(image.convert("RGB")), size, kept, interpolation)
+    if _machine_code and image.mode in ("RGB", "L"):
+        return _machine_code[0](np.asarray(image.convert("RGB")), size, kept, interpolation)
     resized = image.resize(size, Image.Resampling[interpolation.upper()])
     if kept != (0, 0, *size):
         resized = resized.crop(kept)
@@ -215,20 +214,22 @@ def change_mildly(pixels_HWC: np.ndarray, *seed: int) -> np.ndarray:
     return changed_HWC.round().clip(0, 255).astype(np.uint8)
 
 
-def warm_up() -> None:
-    """Load the machine code, which takes a second, so that forked processes are born with it."""
-    if fast := _fast_resize():
-        fast(np.zeros((1, 1, 3), np.uint8), (1, 1), (0, 0, 1, 1), "bicubic")
-
-
 @cache
-def _fast_resize() -> Callable[..., np.ndarray] | None:
-    """`resize.resized` where numba is installed; imported only when a picture is resized."""
+def warm_up() -> None:
+    """From now on pictures are resized by `clipstem.resize`, where numba is installed.
+
+    Loading it takes a second, which pays for many pictures but not for one: until then Pillow makes
+    the same pixels, more slowly. Processes that are forked later are born with it.
+    """
     try:
         from clipstem.resize import resized
     except ImportError:
-        return None
-    return resized
+        return
+    resized(np.zeros((1, 1, 3), np.uint8), (1, 1), (0, 0, 1, 1), "bicubic")
+    _machine_code.append(resized)
+
+
+_machine_code: list[Callable[..., np.ndarray]] = []  # one at most
 
 
 def _kept(size: tuple[int, int], spec: PictureSpec) -> Box:

@@ -44,7 +44,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from clipstem import loader, loss, metrics, packing, pairs, run, scorer
 from clipstem.batches import Batches, batched
 from clipstem.config import Precision, TrainerConfig, model_config
-from clipstem.images import to_pixels
+from clipstem.images import to_pixels, warm_up
 from clipstem.memory import Memory
 from clipstem.pairs import PairBatch
 from clipstem.question import ProblemPicture, Question
@@ -253,6 +253,7 @@ class Bench:
 
     def pictures(self, title: str, questions: list[Question]) -> dict[str, Any]:
         """Decoding and resizing of a set's pictures on one core, beside open_clip's transform."""
+        warm_up()
         found = {it.sha256: it.data for question in questions for it in question.pictures}
         spec, transform = self.towers.spec, Prepare(self.towers).to_picture
 

@@ -167,12 +167,33 @@ def blocks() -> dict[str, str]:
     quickstart = json.loads((BENCHMARKS / "quickstart.json").read_text())
     report = json.loads((BENCHMARKS / "report.json").read_text())
     growth = BENCHMARKS / "growth.json"
+    servers = [it for it in measured if "batching" in it]
     return {
         "quickstart": printed(quickstart),
         "results": "\n".join(rows),
         "report": at_stems_size(report),
+        **({"serve": served(servers)} if servers else {}),
         **({"growth": at_every_size(json.loads(growth.read_text()))} if growth.exists() else {}),
     }
+
+
+def served(measured: Sequence[dict[str, Any]]) -> str:
+    """What servers answered, a row a model."""
+    rows = [
+        "| model | questions/s together | alone | × | p99, ms | lone request, ms "
+        "| with hostile ones | wrong |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for it in measured:
+        turns = {name: found[-1] for name, found in it["turns"].items()}
+        wrong = sum(turn["wrong"] for found in it["turns"].values() for turn in found)
+        together, alone, hostile = (turns[name] for name in ("together", "alone", "hostile"))
+        rows.append(
+            f"| `{it['model']}` | {together['questions_per_second']:,} "
+            f"| {alone['questions_per_second']:,} | {it['batching']:.2f} | {together['p99_ms']:,} "
+            f"| {together['lone_ms']} | {hostile['questions_per_second']:,} | {wrong} |"
+        )
+    return "\n".join(rows)
 
 
 def at_every_size(figures: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import torch
 from oracle import Oracle
 
 from clipstem import shards
+from clipstem.bank import SKILLS, draw
 from clipstem.config import model_config
 from clipstem.question import Kind, Question
 from clipstem.tokens import join
@@ -24,6 +25,7 @@ import bench  # noqa: E402
 import bench_growth  # noqa: E402
 import bench_peers  # noqa: E402
 import bench_report  # noqa: E402
+import bench_serve  # noqa: E402
 import bench_sets  # noqa: E402
 import measure  # noqa: E402
 
@@ -151,3 +153,13 @@ def test_the_cost_of_a_question_is_measured_at_every_size() -> None:
     assert "questions</text>" in bench_growth.picture(figures)
     table = measure.at_every_size(figures)
     assert "| 69 |" in table and "| 138 |" in table and "`verify=header`" in table
+
+
+def test_the_server_is_measured_among_hostile_requests(tiny_bundle: Path) -> None:
+    bodies = [bench_serve.body_of(draw(SKILLS["weather"], 0, index)) for index in range(3)]
+    found = bench_serve.measured(tiny_bundle, bodies, 4, 1.0, True)
+    assert found["answered"] > 10 and found["refused"] >= 4
+    assert found["wrong"] == 0 and found["ready_afterwards"] is True
+    turns = {name: [found] for name in ("together", "alone", "hostile")}
+    table = measure.served([{"model": "tiny_vit", "batching": 1.5, "turns": turns}])
+    assert "| `tiny_vit` |" in table and "| 1.50 |" in table

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import subprocess
 import sys
 import zlib
 from collections.abc import Callable
@@ -135,6 +136,11 @@ def to_rgb(shown: Image.Image) -> Image.Image:
     return shown.convert("RGB")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _machine_code() -> None:
+    images.warm_up()
+
+
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(("name", "fit"), CASES)
 def test_pixels_are_those_of_open_clips_transform(
@@ -166,10 +172,11 @@ def test_machine_code_gives_pillows_integers(
     interpolation: str, width: int, height: int, size: int
 ) -> None:
     data = encoded(image(width=width, height=height))
+    images.warm_up()
     for fit in PictureFit:
         spec = PictureSpec(size, fit, interpolation)
         fast = to_pixels(data, spec)
-        with mock.patch.object(images, "_fast_resize", lambda: None):
+        with mock.patch.object(images, "_machine_code", []):
             np.testing.assert_array_equal(fast, to_pixels(data, spec))
 
 
@@ -182,12 +189,24 @@ def test_a_thread_of_a_picture_costs_only_what_is_kept_of_it() -> None:
 
 
 def test_without_numba_pillow_resizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_machine_code", [])
     monkeypatch.setitem(sys.modules, "clipstem.resize", None)
-    images._fast_resize.cache_clear()
-    assert images._fast_resize() is None
+    images.warm_up.cache_clear()
+    images.warm_up()
+    assert images._machine_code == []
     monkeypatch.undo()
-    images._fast_resize.cache_clear()
-    assert images._fast_resize() is resize.resized
+    images.warm_up.cache_clear()
+    images.warm_up()
+    assert images._machine_code[-1] is resize.resized
+
+
+def test_one_picture_does_not_wait_for_machine_code() -> None:
+    code = (
+        "import sys; from clipstem.images import PictureSpec, to_pixels; from PIL import Image\n"
+        "import io; file = io.BytesIO(); Image.new('RGB', (9, 9)).save(file, 'png')\n"
+        "to_pixels(file.getvalue(), PictureSpec(4)); assert 'numba' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_padding_keeps_all_of_it_between_borders_of_the_fill() -> None:

@@ -9,6 +9,7 @@ import uvicorn
 
 from clipstem import console, shards
 from clipstem.config import ServeConfig, verb
+from clipstem.images import warm_up
 from clipstem.onnx_scorer import OnnxScorer
 from clipstem.serve.app import make_app
 from clipstem.serve.sittings import Drawn, Prepared
@@ -25,6 +26,7 @@ def main(config: ServeConfig) -> None:
         Drawn() if config.data is None else Prepared(shards.open_dataset(config.data), config.split)
     )
     engine = OnnxScorer(Path(config.bundle), config.trainer, config.variant)
+    warm_up()  # before the first question, not with it
     app = make_app(engine, config, questions)
     if config.host not in LOOPBACK and config.token is None:
         log.warning("everybody who reaches %s may ask; token=<secret> asks who", config.host)
