@@ -76,17 +76,19 @@ class OnnxScorer(Engine):
         self, batches: Iterable[PairBatch], memory: Memory
     ) -> Iterator[tuple[PairBatch, NDArray[np.float32]]]:
         for batch in batches:
-            image_ID = np.stack(memory.recall(batch.pictures, partial(self._pictures, batch)))
+            image_ID = np.stack(memory.recall(batch.pictures, partial(self.pictures, batch)))
             texts = [text.tokens for text in batch.joined]
-            text_UD = np.stack(memory.recall(texts, partial(self._texts, batch)))
+            text_UD = np.stack(memory.recall(texts, partial(self.texts, batch)))
             cosine_VI = pairs.cosines(batch, image_ID, text_UD)
             yield batch, pairs.score(batch, cosine_VI, np.float32(self.bundle.scale))
 
-    def _pictures(self, batch: PairBatch, places: list[int] | None) -> Embeddings:
+    def pictures(self, batch: PairBatch, places: list[int] | None) -> Embeddings:
+        """image_ID of the batch's pictures, or of those at `places`."""
         pixels_IHWC = batch.pixels_IHWC if places is None else batch.pixels_IHWC[places]
         return self._picture.run(None, {"pixels_IHWC": pixels_IHWC})[0]
 
-    def _texts(self, batch: PairBatch, places: list[int] | None) -> Embeddings:
+    def texts(self, batch: PairBatch, places: list[int] | None) -> Embeddings:
+        """text_UD, the same for its texts."""
         some = batch.joined if places is None else [batch.joined[place] for place in places]
         texts = batch.texts if places is None else lay_out(some, self._tokenizer)
         given = vars(texts)
