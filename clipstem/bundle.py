@@ -148,8 +148,11 @@ def _check_hash(path: Path, expected: str) -> None:
 # ------------------------------------------------------------------------------ texts
 
 
+SHORT = 200  # characters; longer texts are not remembered, so that what is remembered has a bound
+
+
 class BundleTokenizer:
-    """A bundle's tokenizer as `tokens.Tokenizer`; a text is encoded once, then remembered."""
+    """A bundle's tokenizer as `tokens.Tokenizer`; short texts are encoded once, then remembered."""
 
     def __init__(self, folder: Path, settings: TextSettings) -> None:
         from tokenizers import Tokenizer
@@ -161,7 +164,10 @@ class BundleTokenizer:
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self.encode = lru_cache(maxsize=65_536)(self._encode)
+        self._remembered = lru_cache(maxsize=8192)(self._encode)
+
+    def encode(self, text: str) -> Tokens:
+        return (self._remembered if len(text) <= SHORT else self._encode)(text)
 
     def _encode(self, text: str) -> Tokens:
         return tuple(self._tokenizer.encode(self._clean(text), add_special_tokens=False).ids)

@@ -620,7 +620,7 @@ class ServeConfig:
     port: int = 8000
     """The port; 0 takes a free one."""
     token: str | None = None
-    """If given, requests must carry it: `Authorization: Bearer <token>`."""
+    """If given, whoever asks must carry it: `Authorization: Bearer <token>`."""
     max_batch: int = 32
     """Most questions scored together; 1 scores each alone."""
     max_wait_ms: float = 2.0
@@ -635,8 +635,8 @@ class ServeConfig:
     """Most questions of a request."""
     max_options: int = 16
     """Most options of a question."""
-    max_text_characters: int = 4000
-    """Most characters of a question's text, and of an option's."""
+    max_text_characters: int = 1000
+    """Most characters of a question's text, and of an option's; CLIP reads 77 tokens of both."""
     timeout_seconds: float = 30.0
     """How long a request may take; then it is answered 503."""
     rule: Rule = Rule.regular

@@ -133,7 +133,7 @@ def export(config: ExportConfig) -> dict[str, Parity]:
         for variant in [Variant.fp32, *([Variant.int8] if config.int8 else [])]:
             kept: tuple[str, ...] = ()
             if variant is Variant.int8:
-                kept = _quantise(ours.model, folder)
+                kept = _quantise(folder)
             _write(facts, folder, [*measured, variant.value], measured)
             theirs = OnnxScorer(folder, config.trainer, variant)
             found, their_seconds = _timed(theirs, dataset, config)
@@ -269,7 +269,7 @@ def _write_graph(
     program.save(path, external_data=size > LARGE_BYTES)
 
 
-def _quantise(towers: Towers, folder: Path) -> tuple[str, ...]:
+def _quantise(folder: Path) -> tuple[str, ...]:
     """The int8 graphs from the fp32 ones; names the towers that are mostly convolutions.
 
     Those stay as they are: convolutions do not get faster in int8.
@@ -293,11 +293,16 @@ def _quantise(towers: Towers, folder: Path) -> tuple[str, ...]:
                 target / name,
                 op_types_to_quantize=list(QUANTISED),
                 weight_type=QuantType.QInt8,
-                use_external_data_format=source.stat().st_size > LARGE_BYTES,
+                use_external_data_format=_bytes(source) > LARGE_BYTES,
             )
         finally:
             quiet.setLevel(level)
     return tuple(kept)
+
+
+def _bytes(graph: Path) -> int:
+    """Of a graph's file, and of the weights that stand beside it."""
+    return sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*"))
 
 
 def _mostly_convolutions(path: Path) -> bool:

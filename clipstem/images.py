@@ -156,20 +156,22 @@ _FIT_OF_RESIZE_MODE = {
 }
 
 
-def to_pixels(data: bytes, spec: PictureSpec) -> np.ndarray:
+def to_pixels(data: bytes, spec: PictureSpec, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode and fit a picture file: uint8 [size, size, 3], the same bytes as CLIP's transform.
+
+    At most `max_pixels` has the picture, and has it once its shorter side is scaled.
 
     The order is the reference's: resize in the file's own mode, crop or pad, then convert to RGB.
 
     Raises:
         ClipstemError: if the bytes are not a picture that can be read whole.
     """
-    with _open(data, MAX_PIXELS) as image:
+    with _open(data, max_pixels) as image:
         size = _fitted_size(image.width, image.height, spec)
-        if size[0] * size[1] > MAX_PIXELS:
+        if size[0] * size[1] > max(max_pixels, spec.size**2):
             raise ClipstemError(
                 f"is {image.width} × {image.height} px, too narrow: its shorter side scaled to "
-                f"{spec.size} px makes {size[0] * size[1]:,} pixels; at most {MAX_PIXELS:,} are "
+                f"{spec.size} px makes {size[0] * size[1]:,} pixels; at most {max_pixels:,} are "
                 "allowed (picture_fit=pad scales the longer side)"
             )
         _decode(image)

@@ -96,6 +96,10 @@ class OnnxScorer(Engine):
 
 
 def _provider(device: str) -> str:
+    if device not in ("auto", "cpu", "cuda"):
+        raise ClipstemError(
+            f"conf key 'trainer.device': '{device}' is no device; expected auto, cpu or cuda"
+        )
     there = onnxruntime.get_available_providers()
     if device in ("auto", "cuda") and "CUDAExecutionProvider" in there:
         return "CUDAExecutionProvider"

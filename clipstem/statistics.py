@@ -97,7 +97,8 @@ def these_skills_interval(
 def these_skills_mean_interval(value_Q: NDArray[Any], skill_Q: Names) -> Interval:
     """The same for the mean of any values from −1 to 1: shares of several runs, differences.
 
-    Student's t for a stratified mean, with Satterthwaite's degrees.
+    Student's t for a stratified mean, with Satterthwaite's degrees. Where no skill has any spread
+    it has no width: then it says nothing.
     """
     strata_Q, _ = _strata(skill_Q, None)
     values_Q = np.asarray(value_Q, np.float64)

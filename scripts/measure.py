@@ -268,7 +268,7 @@ def main() -> None:
     parser.add_argument("experiments", nargs="*", help="files of conf/experiment, without .yaml")
     names = parser.parse_args().experiments
     # All are measured before a file changes, so that each names the commit it was measured on.
-    measured = measure([EXPERIMENTS / f"{name}.yaml" for name in names])
+    measured = measure([EXPERIMENTS / f"{name}.yaml" for name in names]) if names else {}
     for experiment, figures in measured.items():
         (BENCHMARKS / f"{experiment.stem}.json").write_text(json.dumps(figures, indent=1) + "\n")
         text = re.sub(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import socket
 from pathlib import Path
+from urllib.parse import quote
 
 import uvicorn
 
@@ -11,12 +13,13 @@ from clipstem import console, shards
 from clipstem.config import ServeConfig, verb
 from clipstem.images import warm_up
 from clipstem.onnx_scorer import OnnxScorer
-from clipstem.serve.app import make_app
+from clipstem.question import ClipstemError
+from clipstem.serve.app import LOOPBACK, make_app
 from clipstem.serve.sittings import Drawn, Prepared
 
 log = logging.getLogger(__name__)
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MOST_CONNECTIONS = 1000  # further ones are answered 503
 
 
 @verb("serve", ServeConfig)
@@ -30,22 +33,37 @@ def main(config: ServeConfig) -> None:
     app = make_app(engine, config, questions)
     if config.host not in LOOPBACK and config.token is None:
         log.warning("everybody who reaches %s may ask; token=<secret> asks who", config.host)
+    listening = listen(config.host, config.port)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            host=config.host,
-            port=config.port,
             log_level="warning",
             timeout_graceful_shutdown=int(config.timeout_seconds) + 1,
+            limit_concurrency=MOST_CONNECTIONS,
             server_header=False,
         )
     )
-    fragment = "" if config.token is None else f"#token={config.token}"
-    console.console.print(
-        f"the exam: http://{config.host}:{config.port}/{fragment}\n"
-        f"the API:  http://{config.host}:{config.port}/docs\nCtrl-C ends it"
-    )
-    server.run()
+    name = f"[{config.host}]" if ":" in config.host else config.host
+    address = f"http://{name}:{listening.getsockname()[1]}"
+    fragment = "" if config.token is None else f"#token={quote(config.token, safe='')}"
+    print(f"the exam: {address}/{fragment}\nthe API:  {address}/docs\nCtrl-C ends it", flush=True)
+    server.run(sockets=[listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket of that address.
+
+    Raises:
+        ClipstemError: if it is no address of this machine, or in use.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ClipstemError(
+            f"{host}:{port} cannot be listened to ({error.strerror}); choose another port=, or "
+            "port=0 for a free one"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -22,8 +22,11 @@ from fastapi_offline import FastAPIOffline  # the API page without a network
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import Field
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clipstem import __version__
@@ -31,7 +34,7 @@ from clipstem.bank import SKILLS, draw
 from clipstem.config import ServeConfig
 from clipstem.engine import Engine
 from clipstem.images import check_picture, to_pixels
-from clipstem.question import Picture, Question
+from clipstem.question import ClipstemError, Picture, Question
 from clipstem.serve.batching import Batcher
 from clipstem.serve.requests import (
     AnswerOut,
@@ -44,7 +47,7 @@ from clipstem.serve.requests import (
     QuestionsIn,
     Strict,
     asked,
-    check_counts,
+    check_texts,
     of_form,
     of_json,
 )
@@ -52,9 +55,12 @@ from clipstem.serve.sittings import Questions, Sitting, Sittings, Step
 from clipstem.workers import usable_cores
 
 PAGE = Path(__file__).parent / "page"
-OPEN = ("/ready", "/")  # what needs no token: readiness, and a page without a question
-PROBE_SECONDS = 10.0
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+OPEN = ("/ready", "/", "/docs", "/openapi.json")  # what needs no token: nothing is asked there
+OPEN_FOLDERS = ("/page/", "/static-offline-docs/")
 PROBE_TOLERANCE = 1e-4  # probabilities depend on a batch by rounding alone
+HELD_BODIES = 16  # of the largest size, being read at a time
+AGAIN = {"Retry-After": "1"}
 PROBE = draw(SKILLS["name-the-shape"], 0, 0)
 POLICY = (
     "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
@@ -128,24 +134,32 @@ class Metrics:
 
 
 class Around:
-    """Around every request: the token, the most bytes of a body, headers, metrics."""
+    """Around every request: the token, seconds, bytes, headers, metrics.
+
+    No request has more than `max_body_bytes`; all together hold `HELD_BODIES` times that.
+    """
 
     def __init__(self, app: ASGIApp, config: ServeConfig, metrics: Metrics) -> None:
         self.app, self.config, self.metrics = app, config, metrics
+        self.held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, came, status = time.perf_counter(), 0, 500
+        started, came, status = time.perf_counter(), 0, 0
         most = self.config.max_body_bytes
 
         async def counted() -> Message:
             nonlocal came
             message = await receive()
-            came += len(message.get("body", b""))
+            length = len(message.get("body", b""))
+            came += length
+            self.held_bytes += length
             if came > most:
                 raise too_large(most)
+            if self.held_bytes > HELD_BODIES * most:
+                raise ApiError(429, "too many bytes are being read; ask again", AGAIN)
             return message
 
         async def sent(message: Message) -> None:
@@ -160,16 +174,25 @@ class Around:
 
         headers = Headers(scope=scope)
         announced = headers.get("content-length", "0")
+        seconds = self.config.timeout_seconds
         try:
             if needs_token(self.config, scope["path"], headers):
                 await told(no_token())(scope, receive, sent)
             elif announced.isdigit() and int(announced) > most:
                 await told(too_large(most))(scope, receive, sent)
             else:
-                await self.app(scope, counted, sent)
+                async with asyncio.timeout(seconds):
+                    await self.app(scope, counted, sent)
+        except TimeoutError:
+            if not status:
+                late = ApiError(503, f"it took more than {seconds:g} seconds; ask again", AGAIN)
+                await told(late)(scope, receive, sent)
+        except ClientDisconnect:
+            status = 499  # nobody is there to be told
         finally:
+            self.held_bytes -= came
             path = getattr(scope.get("route"), "path", "other")
-            self.metrics.requests.labels(path, status).inc()
+            self.metrics.requests.labels(path, status or 500).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - started)
 
 
@@ -187,14 +210,14 @@ def no_token() -> ApiError:
 
 def needs_token(config: ServeConfig, path: str, headers: Headers) -> bool:
     """Whether a request lacks the token that it should carry."""
-    if config.token is None or path in OPEN or path.startswith("/page/"):
+    if config.token is None or path in OPEN or path.startswith(OPEN_FOLDERS):
         return False
     given = headers.get("authorization", "").encode()
     return not hmac.compare_digest(given, f"Bearer {config.token}".encode())
 
 
-def told(error: ApiError) -> JSONResponse:
-    return JSONResponse({"error": error.message}, error.status, error.headers)
+def told(error: HTTPException) -> JSONResponse:
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 
 def make_app(engine: Engine, config: ServeConfig, questions: Questions) -> FastAPI:
@@ -236,15 +259,18 @@ def make_app(engine: Engine, config: ServeConfig, questions: Questions) -> FastA
 
     # ---- around every request
 
+    if config.host in LOOPBACK:  # a strange page may give its own name to this machine
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "testserver"])
     app.add_middleware(Around, config=config, metrics=metrics)
-
-    @app.exception_handler(ApiError)
-    async def api_error(_: Request, error: ApiError) -> JSONResponse:
-        return told(error)
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> JSONResponse:
-        return told(ApiError(error.status_code, str(error.detail), error.headers))
+        return told(error)
+
+    @app.exception_handler(ClipstemError)
+    async def own_error(_: Request, error: ClipstemError) -> JSONResponse:
+        log.error("%s", error)
+        return told(ApiError(500, str(error)))
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -254,44 +280,45 @@ def make_app(engine: Engine, config: ServeConfig, questions: Questions) -> FastA
 
     # ---- scoring
 
-    async def probabilities(some: list[Asked], is_probe: bool = False) -> list[list[float]]:
-        found = await batcher.score(some, is_probe)
-        return [it.tolist() for it in found]
-
     async def made_ready(given: list[QuestionIn]) -> list[Asked]:
-        check_counts(given, config)
-        loop = asyncio.get_running_loop()
+        until = time.monotonic() + config.timeout_seconds
         ready = []
         for number, one in enumerate(given):
             place = f"questions[{number}]." if len(given) > 1 else ""
             async with decoding:
+                # Shielded: a thread that is not waited for would decode beside the next ones.
                 ready.append(
-                    await loop.run_in_executor(None, asked, one, place, engine.spec, config)
+                    await asyncio.shield(
+                        asyncio.to_thread(asked, one, place, engine.spec, config, until)
+                    )
                 )
         return ready
 
     @app.post("/v1/score", response_model=AnswersOut, openapi_extra={"requestBody": BODY})
     async def score(request: Request) -> AnswersOut:
         """The probability of each option of one question, or of several."""
-        async with in_time(config.timeout_seconds):
-            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if kind == "application/json":
-                given = of_json(await request.body(), config)
-            elif kind == "multipart/form-data":
-                most = config.max_options + 1
-                parts = {"max_files": most, "max_fields": most + 3}
-                async with request.form(**parts, max_part_size=config.max_body_bytes) as form:
-                    given = [await of_form(form)]
-            else:
-                raise ApiError(
-                    415,
-                    f"the content type is '{kind[:80]}'; expected application/json or "
-                    "multipart/form-data",
-                )
-            found = await probabilities(await made_ready(given))
+        kind, options = parse_options_header(request.headers.get("content-type", ""))
+        if kind == b"application/json":
+            given = await asyncio.to_thread(of_json, await request.body(), config)
+        elif kind == b"multipart/form-data":
+            if options.get(b"charset", b"utf-8").lower() != b"utf-8":
+                raise ApiError(415, "the form's charset is not utf-8")
+            most = config.max_options + 1
+            parts = {"max_files": most, "max_fields": most + 3}
+            text_bytes = 4 * config.max_text_characters  # UTF-8's most
+            async with request.form(**parts, max_part_size=text_bytes) as form:
+                given = [await of_form(form)]
+        else:
+            raise ApiError(
+                415,
+                f"the content type is '{kind.decode('latin-1')[:80]}'; expected application/json "
+                "or multipart/form-data",
+            )
+        check_texts(given, config)
+        found = await batcher.score(await made_ready(given))
         return AnswersOut(
             answers=[
-                AnswerOut(id=one.id, probabilities=probs, choice=int(np.argmax(probs)))
+                AnswerOut(id=one.id, probabilities=probs.tolist(), choice=int(probs.argmax()))
                 for one, probs in zip(given, found, strict=True)
             ]
         )
@@ -301,14 +328,13 @@ def make_app(engine: Engine, config: ServeConfig, questions: Questions) -> FastA
     probe = decoded(PROBE, engine)
     (expected_K,) = engine.score_questions([PROBE])
 
+    probing = asyncio.Lock()
+
     @app.get("/ready")
     async def ready() -> dict[str, Any]:
-        """Answers a real question on the way that every question takes."""
-        try:
-            async with asyncio.timeout(PROBE_SECONDS):
-                (found,) = await probabilities([probe], is_probe=True)
-        except TimeoutError:
-            raise ApiError(503, f"no answer within {PROBE_SECONDS:g} seconds") from None
+        """Answers a real question: it waits as all do, and runs through both towers each time."""
+        async with probing:
+            found = await batcher.probe(probe)
         if not np.allclose(found, expected_K, rtol=0, atol=PROBE_TOLERANCE):
             raise ApiError(503, "a question that is known got another answer")
         return {"ready": True, **model}
@@ -360,9 +386,10 @@ def make_app(engine: Engine, config: ServeConfig, questions: Questions) -> FastA
         sitting = sitting_of(id)
         if sitting.is_done:
             raise ApiError(409, "the exam is over")
-        shown = await asyncio.to_thread(sittings.question, sitting)
+        number = len(sitting.steps)
+        shown = await asyncio.to_thread(sittings.question, sitting, number)
         return {
-            "number": len(sitting.steps),
+            "number": number,
             "question": shown.problem,
             "picture": None if shown.picture is None else data_url(shown.picture),
             "options": [
@@ -375,33 +402,24 @@ def make_app(engine: Engine, config: ServeConfig, questions: Questions) -> FastA
     async def answer(id: str, given: Annotated[ChoiceIn, Body()]) -> dict[str, Any]:
         """Answer the question; only now it is told what is right and what the model says."""
         sitting = sitting_of(id)
-        async with in_time(config.timeout_seconds):
-            shown = await asyncio.to_thread(sittings.question, sitting)
-            ready_now = await asyncio.to_thread(decoded, shown, engine)
-            (found,) = await probabilities([ready_now])
-        # Nothing waits from here on: two answers that come together cannot both be taken.
-        if sitting.is_done or given.number != len(sitting.steps):
-            raise ApiError(409, "this question has been answered, or the exam is over")
+
+        def refuse_a_second_answer() -> None:
+            if sitting.is_done or given.number != len(sitting.steps):
+                raise ApiError(409, "this question is not the next one, or the exam is over")
+
+        refuse_a_second_answer()
+        shown = await asyncio.to_thread(sittings.question, sitting, given.number)
         if given.choice >= len(shown.options):
             raise ApiError(
                 422, f"choice: is {given.choice}; there are {len(shown.options)} options"
             )
-        step = sitting.take(shown, given.choice, found)
+        (found,) = await batcher.score([await asyncio.to_thread(decoded, shown, engine)])
+        refuse_a_second_answer()  # that came meanwhile; from here on nothing waits
+        step = sitting.take(shown, given.choice, found.tolist())
         return {**as_step(step, sitting), "done": sitting.is_done}
 
-    _describe(app)
+    _describe(app, config.token is not None)
     return app
-
-
-@contextlib.asynccontextmanager
-async def in_time(seconds: float) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        raise ApiError(
-            503, f"it took more than {seconds:g} seconds; ask again", {"Retry-After": "1"}
-        ) from None
 
 
 def decoded(question: Question, engine: Engine) -> Asked:
@@ -485,8 +503,8 @@ BODY: dict[str, Any] = {
 """What `/v1/score` takes, told by hand: a handler that takes two types has no signature for it."""
 
 
-def _describe(app: FastAPI) -> None:
-    """Put the types that `BODY` names into the OpenAPI description."""
+def _describe(app: FastAPI, has_token: bool) -> None:
+    """Put the types that `BODY` names, and the token, into the OpenAPI description."""
     generated = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -496,6 +514,11 @@ def _describe(app: FastAPI) -> None:
                 made = shape.model_json_schema(ref_template=_SCHEMA + "{model}")
                 made.pop("$defs", None)
                 schemas[shape.__name__] = made
+            described: dict[str, Any] = app.openapi_schema or {}
+            if has_token:
+                bearer = {"bearer": {"type": "http", "scheme": "bearer"}}
+                described["components"]["securitySchemes"] = bearer
+                described["security"] = [{"bearer": []}]
         assert app.openapi_schema is not None
         return app.openapi_schema
 

@@ -18,7 +18,10 @@ from clipstem.question import Picture
 from clipstem.serve.requests import ApiError, Asked
 
 Probabilities = NDArray[np.float64]
-Waiting = tuple[Asked, "asyncio.Future[Probabilities]", float]
+Waiting = tuple[Asked, "asyncio.Future[Probabilities]", float, bool]
+"""A question, who waits for it, since when (the loop's clock), and whether it is a probe."""
+
+PICTURES_A_QUESTION = 4  # in the mean of a batch, so that its memory has a bound
 
 log = logging.getLogger(__name__)
 
@@ -50,26 +53,34 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Questions that no batch has taken yet."""
-        return len(self._queue)
+        """Questions that no batch has taken yet; probes do not count."""
+        return sum(not is_probe for _, _, _, is_probe in self._queue)
 
-    async def score(self, asked: Sequence[Asked], is_probe: bool = False) -> list[Probabilities]:
-        """The probabilities of each question's options; a probe waits in a full queue too.
+    async def probe(self, asked: Asked) -> Probabilities:
+        """Of a question that waits like any other, in a full queue too, and is encoded anew."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Probabilities] = loop.create_future()
+        self._queue.append((asked, future, loop.time(), True))
+        self._arrived.set()
+        return await future
+
+    async def score(self, asked: Sequence[Asked]) -> list[Probabilities]:
+        """The probabilities of each question's options.
 
         Raises:
-            ApiError: 429 if too many are waiting; 422 for a question that cannot be scored.
+            ApiError: 429 if too many are waiting; 500 for a question that cannot be scored.
         """
-        if not is_probe and self.waiting + len(asked) > self.max_queue:
+        if self.waiting + len(asked) > self.max_queue:
             raise ApiError(
                 429,
                 f"{self.waiting} questions are waiting, at most {self.max_queue} may; ask again",
                 {"Retry-After": "1"},
             )
-        loop, now = asyncio.get_running_loop(), time.monotonic()
-        waiting: list[Waiting] = [(it, loop.create_future(), now) for it in asked]
+        loop = asyncio.get_running_loop()
+        waiting: list[Waiting] = [(it, loop.create_future(), loop.time(), False) for it in asked]
         self._queue.extend(waiting)
         self._arrived.set()
-        return await asyncio.gather(*(future for _, future, _ in waiting))
+        return await asyncio.gather(*(future for _, future, _, _ in waiting))
 
     async def run(self) -> None:
         """Score what arrives, until cancelled."""
@@ -81,9 +92,11 @@ class Batcher:
                 if not batch:
                     continue
                 started = time.perf_counter()
-                asked = [it for it, _, _ in batch]
-                made = await loop.run_in_executor(thread, self._scored, asked)
-                for (_, future, _), found in zip(batch, made, strict=True):
+                asked = [it for it, _, _, _ in batch]
+                # A probe is alone in its batch; what is remembered would prove nothing.
+                memory = Memory() if batch[0][3] else self._memory
+                made = await loop.run_in_executor(thread, self._scored, asked, memory)
+                for (_, future, _, _), found in zip(batch, made, strict=True):
                     if future.done():  # nobody waits for it any more
                         continue
                     if isinstance(found, Exception):
@@ -97,10 +110,15 @@ class Batcher:
         while not self._queue:
             self._arrived.clear()
             await self._arrived.wait()
+        if self._queue[0][3]:
+            return [self._queue.popleft()]
+        loop = asyncio.get_running_loop()
         until = self._queue[0][2] + self.max_wait_seconds
         while len(self._queue) < self.max_batch:
-            left = until - time.monotonic()
+            left = until - loop.time()
             if left <= 0:
+                break
+            if any(is_probe for _, _, _, is_probe in self._queue):
                 break
             self._arrived.clear()
             try:
@@ -108,25 +126,29 @@ class Batcher:
                     await self._arrived.wait()
             except TimeoutError:
                 break
-        taken = [self._queue.popleft() for _ in range(min(self.max_batch, len(self._queue)))]
+        taken: list[Waiting] = []
+        pictures = 0
+        while self._queue and not self._queue[0][3] and len(taken) < self.max_batch:
+            pictures += len(self._queue[0][0].pixels)
+            if taken and pictures > PICTURES_A_QUESTION * self.max_batch:
+                break
+            taken.append(self._queue.popleft())
         return [it for it in taken if not it[1].done()]
 
-    def _scored(self, batch: list[Asked]) -> list[Probabilities | Exception]:
+    def _scored(self, batch: list[Asked], memory: Memory) -> list[Probabilities | Exception]:
         """Of each question its probabilities, or what is wrong with it."""
         try:
-            return [*self._together(batch)]
+            return [*self._together(batch, memory)]
         except Exception as error:
             if len(batch) > 1:  # one of them may be at fault, the others are not
-                return [it for asked in batch for it in self._scored([asked])]
+                return [it for asked in batch for it in self._scored([asked], memory)]
             log.exception("a question could not be scored")
             return [ApiError(500, f"the question could not be scored ({type(error).__name__})")]
 
-    def _together(self, batch: list[Asked]) -> list[Probabilities]:
+    def _together(self, batch: list[Asked], memory: Memory) -> list[Probabilities]:
         pixels = {sha256: it for asked in batch for sha256, it in asked.pixels.items()}
 
         def decode(picture: Picture) -> NDArray[np.uint8]:
             return pixels[picture.sha256]
 
-        return self.engine.score_questions(
-            [asked.question for asked in batch], decode, self._memory
-        )
+        return self.engine.score_questions([asked.question for asked in batch], decode, memory)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-import unicodedata
+import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -15,22 +16,24 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 
 from clipstem.config import ServeConfig
 from clipstem.images import PictureSpec, check_picture, to_pixels
 from clipstem.question import ClipstemError, Kind, Picture, Question
 
 ID_CHARACTERS = 200
-WHITE_SPACE = "\t\n\r"  # the control characters that texts may have
+NO_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters, and halves of pairs that no encoding has."""
 
 
-class ApiError(Exception):
+class ApiError(HTTPException):
     """What a client is told, with its HTTP status and headers."""
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.headers = status, message, dict(headers or {})
+        super().__init__(status, message, dict(headers or {}))
 
 
 class Strict(BaseModel):
@@ -99,10 +102,17 @@ def of_json(body: bytes, config: ServeConfig) -> list[QuestionIn]:
     Raises:
         ApiError: naming the first field that is wrong.
     """
-    # Which of the two it is must be known before it is checked, so that an error names its field.
-    shape = QuestionsIn if b'"questions"' in body else QuestionIn
     try:
-        found = shape.model_validate_json(body)
+        raw = from_json(body)
+    except ValueError as error:
+        raise ApiError(422, f"the body is no JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ApiError(422, 'the body is no object; expected a question, or {"questions": […]}')
+    # Which of the two it is must be known before it is checked, so that an error names its field.
+    shape = QuestionsIn if "questions" in raw else QuestionIn
+    _refuse_too_many(raw, config)  # a checker writes an error for each item of a list
+    try:
+        found = shape.model_validate(raw)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = "".join(
@@ -113,6 +123,36 @@ def of_json(body: bytes, config: ServeConfig) -> list[QuestionIn]:
         message = f"{place}: {first['msg']}" if place else first["msg"]
         raise ApiError(422, message) from None
     return found.questions if isinstance(found, QuestionsIn) else [found]
+
+
+MOST_KEYS = 16  # of an object; the largest that is known has four
+
+
+def _refuse_too_many(raw: dict[str, Any], config: ServeConfig) -> None:
+    """Refuse lists and objects that are longer than anything that is known."""
+    questions = raw.get("questions")
+    if isinstance(questions, list) and len(questions) > config.max_questions:
+        raise ApiError(
+            413, f"questions: there are {len(questions):,}; at most {config.max_questions}"
+        )
+    for place, one in enumerate(questions if isinstance(questions, list) else [raw]):
+        here = f"questions[{place}]." if isinstance(questions, list) else ""
+        if not isinstance(one, dict):
+            continue
+        if len(one) > MOST_KEYS:
+            raise ApiError(413, f"{here}there are {len(one):,} fields; at most {MOST_KEYS}")
+        options = one.get("options")
+        if isinstance(options, list):
+            _refuse_too_many_options(here, len(options), config)
+            if any(isinstance(it, dict) and len(it) > MOST_KEYS for it in options):
+                raise ApiError(413, f"{here}options: one has more than {MOST_KEYS} fields")
+    if len(raw) > MOST_KEYS:
+        raise ApiError(413, f"there are {len(raw):,} fields; at most {MOST_KEYS}")
+
+
+def _refuse_too_many_options(here: str, count: int, config: ServeConfig) -> None:
+    if count > config.max_options:
+        raise ApiError(413, f"{here}options: there are {count:,}; at most {config.max_options}")
 
 
 async def of_form(form: FormData) -> QuestionIn:
@@ -150,23 +190,15 @@ async def _file(part: UploadFile | str, name: str) -> str:
     return base64.b64encode(data).decode()
 
 
-def check_counts(questions: Sequence[QuestionIn], config: ServeConfig) -> None:
-    """Refuse what is too much, before anything is decoded.
+def check_texts(questions: Sequence[QuestionIn], config: ServeConfig) -> None:
+    """Refuse texts that are too long, and characters that are no text.
 
     Raises:
-        ApiError: saying how much there is and how much is allowed.
+        ApiError: saying where, how much there is, and how much is allowed.
     """
-    if len(questions) > config.max_questions:
-        raise ApiError(
-            413, f"questions: there are {len(questions):,}; at most {config.max_questions}"
-        )
     for place, question in enumerate(questions):
         here = f"questions[{place}]." if len(questions) > 1 else ""
-        if len(question.options) > config.max_options:
-            raise ApiError(
-                413,
-                f"{here}options: there are {len(question.options):,}; at most {config.max_options}",
-            )
+        _refuse_too_many_options(here, len(question.options), config)
         texts = {"id": question.id or "", "question": question.question}
         texts |= {
             f"options[{number}]": option
@@ -174,20 +206,25 @@ def check_counts(questions: Sequence[QuestionIn], config: ServeConfig) -> None:
             if isinstance(option, str)
         }
         for name, text in texts.items():
-            _check_text(f"{here}{name}", text, config.max_text_characters)
+            if len(text) > config.max_text_characters:
+                raise ApiError(
+                    413,
+                    f"{here}{name}: has {len(text):,} characters; at most "
+                    f"{config.max_text_characters:,}",
+                )
+            if found := NO_TEXT.search(text):
+                raise ApiError(
+                    422,
+                    f"{here}{name}: character {found.start()} is U+{ord(found[0]):04X}, no text",
+                )
 
 
-def _check_text(name: str, text: str, most: int) -> None:
-    if len(text) > most:
-        raise ApiError(413, f"{name}: has {len(text):,} characters; at most {most:,}")
-    for place, letter in enumerate(text):
-        # Control characters, and halves of pairs that no encoding has.
-        if unicodedata.category(letter) in ("Cc", "Cs") and letter not in WHITE_SPACE:
-            raise ApiError(422, f"{name}: character {place} is U+{ord(letter):04X}, no text")
-
-
-def asked(given: QuestionIn, place: str, spec: PictureSpec, config: ServeConfig) -> Asked:
+def asked(
+    given: QuestionIn, place: str, spec: PictureSpec, config: ServeConfig, until: float
+) -> Asked:
     """A checked question with its pictures decoded. Takes milliseconds: not for the event loop.
+
+    Nobody waits for it any more after `until`, a time of `time.monotonic`.
 
     Raises:
         ApiError: naming the field that is wrong.
@@ -195,6 +232,8 @@ def asked(given: QuestionIn, place: str, spec: PictureSpec, config: ServeConfig)
     pixels: dict[str, NDArray[np.uint8]] = {}
 
     def picture(name: str, text: str) -> Picture:
+        if time.monotonic() > until:
+            raise ApiError(503, "it took too long; ask again", {"Retry-After": "1"})
         try:
             data = base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError):
@@ -203,7 +242,7 @@ def asked(given: QuestionIn, place: str, spec: PictureSpec, config: ServeConfig)
         try:
             check_picture(data, decode=False, max_pixels=config.max_pixels)
             if shown.sha256 not in pixels:
-                pixels[shown.sha256] = to_pixels(data, spec)
+                pixels[shown.sha256] = to_pixels(data, spec, config.max_pixels)
         except ClipstemError as error:
             raise ApiError(422, f"{place}{name}: {error}") from None
         return shown

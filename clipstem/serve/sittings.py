@@ -21,7 +21,7 @@ from clipstem.exam import TOP, next_scores
 from clipstem.question import YOUNGEST, ClipstemError, Question, natural
 from clipstem.shards import Dataset
 
-MOST_SITTINGS = 1000  # the oldest are forgotten
+MOST_SITTINGS = 1000  # the ones not used for longest are forgotten
 
 
 @dataclass(frozen=True)
@@ -160,11 +160,11 @@ class Sittings:
             self._all.popitem(last=False)
         return made
 
-    def question(self, sitting: Sitting) -> Question:
-        """The one that is to be answered next."""
-        return self.questions.question(sitting.unit, len(sitting.steps), sitting.seed)
+    def question(self, sitting: Sitting, number: int) -> Question:
+        return self.questions.question(sitting.unit, number, sitting.seed)
 
     def __getitem__(self, id: str) -> Sitting:
+        self._all.move_to_end(id)
         return self._all[id]
 
     @property

@@ -3,7 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const token = new URLSearchParams(location.hash.slice(1)).get("token");
-const names = "ABCDEFGHI";
+const names = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
 let units = [];
 let sitting = null; // the exam that is being taken
 let shown = null; // the question on the page, null while none waits for an answer
@@ -17,7 +17,9 @@ async function ask(path, body) {
     body: body && JSON.stringify(body),
   });
   const said = await answer.json();
-  if (!answer.ok) throw new Error(said.error ?? answer.statusText);
+  if (!answer.ok) {
+    throw Object.assign(new Error(said.error ?? answer.statusText), { status: answer.status });
+  }
   return said;
 }
 
@@ -64,7 +66,6 @@ async function begin() {
   );
   sitting = await ask("/v1/exam", unit);
   showScores(0, 0);
-  show("exam");
   await next();
 }
 
@@ -101,6 +102,7 @@ async function next() {
   $("options").replaceChildren(...question.options.map(optionItem));
   $("verdict").textContent = "";
   $("next").hidden = $("legend").hidden = true;
+  show("exam");
   shown = question;
   $("asked").focus();
 }
@@ -136,8 +138,12 @@ async function choose(place) {
   try {
     said = await ask(`/v1/exam/${sitting.id}/answer`, { choice: place, number: question.number });
   } catch (error) {
-    shown = question;
-    throw error;
+    shown = question; // it may be answered again
+    if (error.status !== 409) throw error;
+    sitting = await ask(`/v1/exam/${sitting.id}`); // it was taken, though its reply was lost
+    showScores(sitting.score, sitting.model_score);
+    await (sitting.done ? finish() : next());
+    return;
   }
   question.options.forEach((_, number) => mark(number, said));
   showScores(said.score, said.model_score);
@@ -155,8 +161,13 @@ async function choose(place) {
 
 async function goOn() {
   if ($("next").hidden) return;
-  $("next").hidden = true;
-  await (sitting.done ? finish() : next());
+  $("next").hidden = true; // a second click is no second step
+  try {
+    await (sitting.done ? finish() : next());
+  } catch (error) {
+    $("next").hidden = false;
+    throw error;
+  }
 }
 
 async function finish() {
@@ -186,8 +197,8 @@ $("again").addEventListener("click", () => {
   show("choose");
   $("subject").focus();
 });
-document.addEventListener("keydown", (event) => {
-  if ($("exam").hidden || event.ctrlKey || event.altKey || event.metaKey) return;
+$("exam").addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.altKey || event.metaKey) return;
   const letter = names.indexOf(event.key.toUpperCase());
   const place = /^[1-9]$/.test(event.key) ? Number(event.key) - 1 : letter;
   if (event.key.length === 1 && place >= 0) trying(() => choose(place));
