@@ -3,10 +3,11 @@
     python scripts/bench_serve.py bundles/first
     python scripts/bench_serve.py bundles/first --clients 64 --seconds 60
 
-Drawn questions, each asked by a client that waits for its answer before it asks again. In turns: a
-server that scores together what arrives together, and one that scores each question alone; then the
-first again, with one request in ten hostile. Every answer must be the one to its question. What
-comes out is `benchmarks/serve-<model>.json`.
+Drawn questions, each asked by a client that waits for its answer before it asks again; no picture
+comes twice, texts do, as in an exam. In turns: a server that scores together what arrives together,
+and one that scores each question alone; then the first again, one request in ten hostile. Every
+answer must have the probabilities that the Python API gives. What comes out is
+`benchmarks/serve-<model>.json`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from measure import BENCHMARKS, machine
 
 from clipstem import run
 from clipstem.bank import SKILLS, draw
+from clipstem.config import TrainerConfig, Variant
+from clipstem.onnx_scorer import OnnxScorer
 from clipstem.question import Picture, Question
 
 LONE_REQUESTS = 200
@@ -44,7 +47,20 @@ HOSTILE = (
     b'{"question": "a\\u0000", "picture": "AAAA", "options": ["a"]}',
     b"[" * 10_000,
 )
-Body = tuple[bytes, bytes]  # before the question's id, and behind it
+UNIQUE_BYTES = 9  # behind a picture's end, where nothing reads them: the picture is another one
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Body:
+    """A request in pieces: between them come an id, and in every picture some unique bytes."""
+
+    pieces: tuple[bytes, ...]
+    expected_K: np.ndarray
+
+    def of(self, identity: str) -> bytes:
+        unique = base64.b64encode(identity.encode().rjust(UNIQUE_BYTES, b"."))
+        return self.pieces[0] + identity.encode() + self.pieces[1] + unique.join(self.pieces[2:])
 
 
 @dataclass
@@ -52,13 +68,14 @@ class Heard:
     """What the clients were told."""
 
     seconds: list[float] = field(default_factory=list)
-    wrong: int = 0  # answers to another question, or none
+    wrong: int = 0  # another question's answer, or none
     refused: int = 0  # hostile requests that got a 4xx
 
 
-def body_of(question: Question) -> Body:
+def body_of(question: Question, engine: OnnxScorer) -> Body:
     def text(picture: Picture) -> str:
-        return base64.b64encode(picture.data).decode()
+        data = picture.data + bytes(-len(picture.data) % 3)  # so that base64 can be added to
+        return base64.b64encode(data).decode() + "UNIQUE"
 
     asked: dict[str, Any] = {
         "question": question.problem,
@@ -68,7 +85,9 @@ def body_of(question: Question) -> Body:
     }
     if question.picture is not None:
         asked["picture"] = text(question.picture)
-    return b'{"id": "', b'", ' + json.dumps(asked).encode()[1:]
+    pieces = json.dumps(asked).encode()[1:].split(b"UNIQUE")
+    (expected_K,) = engine.score_questions([question])
+    return Body((b'{"id": "', b'", ', *pieces), expected_K)
 
 
 @contextlib.contextmanager
@@ -96,10 +115,9 @@ async def ask(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes
 ) -> tuple[int, bytes]:
     """One request on an open connection: its status and what was answered."""
-    head = (
-        b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
-    )
-    writer.write(head + str(len(body)).encode() + b"\r\n\r\n" + body)
+    head = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += b"Content-Length: %d\r\n\r\n" % len(body)
+    writer.write(head + body)
     lines = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
     length = next(int(it[15:]) for it in lines if it.lower().startswith(b"content-length:"))
     return int(lines[0].split()[1]), await reader.readexactly(length)
@@ -117,12 +135,17 @@ async def client(
             heard.refused += 400 <= status < 500
             heard.wrong += not 400 <= status < 500
             continue
-        identity = f"{name}-{number}".encode()
-        before, behind = bodies[(name + number) % len(bodies)]
+        identity = f"{name}-{number}"
+        body = bodies[(name + number) % len(bodies)]
         started = time.perf_counter()
-        status, answer = await ask(reader, writer, before + identity + behind)
+        status, answer = await ask(reader, writer, body.of(identity))
+        if status != 200:
+            heard.wrong += 1
+            continue
         heard.seconds.append(time.perf_counter() - started)
-        heard.wrong += status != 200 or json.loads(answer)["answers"][0]["id"] != identity.decode()
+        (found,) = json.loads(answer)["answers"]
+        is_right = np.allclose(found["probabilities"], body.expected_K, rtol=0, atol=TOLERANCE)
+        heard.wrong += found["id"] != identity or not is_right
     writer.close()
 
 
@@ -141,9 +164,9 @@ async def alone(port: int, bodies: list[Body]) -> float:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     seconds = []
     for number in range(LONE_REQUESTS):
-        before, behind = bodies[number % len(bodies)]
+        body = bodies[number % len(bodies)].of(f"x{number}")
         started = time.perf_counter()
-        await ask(reader, writer, before + b"lone" + behind)
+        await ask(reader, writer, body)
         seconds.append(time.perf_counter() - started)
     writer.close()
     return round(1000 * float(np.median(seconds)), 2)
@@ -178,7 +201,10 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60.0, help="of each turn")
     given = parser.parse_args()
-    bodies = [body_of(draw(skill, 0, index)) for skill in SKILLS.values() for index in range(4)]
+    engine = OnnxScorer(given.bundle, TrainerConfig("cpu"), Variant.fp32)
+    questions = [draw(skill, 0, index) for skill in SKILLS.values() for index in range(4)]
+    bodies = [body_of(question, engine) for question in questions]
+    del engine  # its threads would wait beside the server's
     ways = {"together": (), "alone": ("max_batch=1", "max_wait_ms=0")}
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in (*ways, "hostile")}
     for _ in range(TURNS):

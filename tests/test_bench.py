@@ -13,7 +13,8 @@ from oracle import Oracle
 
 from clipstem import shards
 from clipstem.bank import SKILLS, draw
-from clipstem.config import model_config
+from clipstem.config import TrainerConfig, Variant, model_config
+from clipstem.onnx_scorer import OnnxScorer
 from clipstem.question import Kind, Question
 from clipstem.tokens import join
 from clipstem.towers import Towers, create
@@ -156,7 +157,9 @@ def test_the_cost_of_a_question_is_measured_at_every_size() -> None:
 
 
 def test_the_server_is_measured_among_hostile_requests(tiny_bundle: Path) -> None:
-    bodies = [bench_serve.body_of(draw(SKILLS["weather"], 0, index)) for index in range(3)]
+    engine = OnnxScorer(tiny_bundle, TrainerConfig("cpu"), Variant.fp32)
+    asked = [draw(SKILLS["weather"], 0, index) for index in range(3)]
+    bodies = [bench_serve.body_of(question, engine) for question in asked]
     found = bench_serve.measured(tiny_bundle, bodies, 4, 1.0, True)
     assert found["answered"] > 10 and found["refused"] >= 4
     assert found["wrong"] == 0 and found["ready_afterwards"] is True
