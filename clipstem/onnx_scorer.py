@@ -5,6 +5,7 @@ I distinct pictures, U distinct texts, D the embeddings' width.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -113,7 +114,8 @@ def _provider(device: str) -> str:
 
 def _session(path: Path, provider: str, threads: int | None) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or usable_cores()
+    # As torch does where nothing else is asked for.
+    options.intra_op_num_threads = threads or int(os.environ.get("OMP_NUM_THREADS", usable_cores()))
     options.log_severity_level = 3  # errors; below it tells of its own optimisations
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=[provider])
