@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -90,6 +91,8 @@ def address(tiny_bundle: Path) -> Iterator[str]:
 
 @pytest.fixture
 def driver() -> Iterator[Any]:
+    if shutil.which("chromedriver") is None:
+        pytest.skip("no chromedriver is installed")
     with screenshot.driver() as driver:
         yield driver
 
