@@ -1,6 +1,6 @@
 """What a question costs in a set of ten thousand, and in one of three hundred thousand.
 
-    python scripts/bench_growth.py                 # most of an hour on two cores, 20 GB of disk
+    python scripts/bench_growth.py                 # an hour or so on two cores
     python scripts/bench_growth.py 1000 3000       # other sizes, smallest first
 
 At each size the bank's questions are written as parquet in STEM's schema, prepared, read in the

@@ -180,7 +180,7 @@ def blocks() -> dict[str, str]:
 def served(measured: Sequence[dict[str, Any]]) -> str:
     """What servers answered, a row a model."""
     rows = [
-        "64 clients at a time, each asking drawn questions one after the other: scored together or "
+        f"{measured[0]['clients']} clients at a time, each asking drawn questions one after the other: scored together or "
         "each alone, by\nitself, and with one request in ten hostile; wrong are answers that are "
         "missing or not the Python API's\n(`python scripts/bench_serve.py bundles/first`).",
         "",

@@ -164,5 +164,5 @@ def test_the_server_is_measured_among_hostile_requests(tiny_bundle: Path) -> Non
     assert found["answered"] > 10 and found["refused"] >= 4
     assert found["wrong"] == 0 and found["ready_afterwards"] is True
     turns = {name: [found] for name in ("together", "alone", "hostile")}
-    table = measure.served([{"model": "tiny_vit", "batching": 1.5, "turns": turns}])
+    table = measure.served([{"model": "tiny_vit", "clients": 4, "batching": 1.5, "turns": turns}])
     assert "| `tiny_vit` |" in table and "| 1.50 |" in table

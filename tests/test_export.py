@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,9 @@ ON_CPU = TrainerConfig(device="cpu", workers=0)
 
 
 def config(out: Path, questions_in: Path, **changes: object) -> ExportConfig:
-    given = {"model": model_config("tiny"), "data": str(questions_in), "trainer": ON_CPU, **changes}
-    return ExportConfig(out=str(out), **given)  # type: ignore[arg-type]
+    given: dict[str, Any] = {"model": model_config("tiny"), "trainer": ON_CPU}
+    given |= {"data": str(questions_in), **changes}
+    return ExportConfig(out=str(out), **given)
 
 
 def test_the_parity_is_written_down(tiny_bundle: Path) -> None:

@@ -522,4 +522,5 @@ def _describe(app: FastAPI, has_token: bool) -> None:
         assert app.openapi_schema is not None
         return app.openapi_schema
 
+    # FastAPI has no other way to extend its description than to put a function over its own.
     app.openapi = openapi  # type: ignore[method-assign]
