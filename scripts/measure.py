@@ -180,9 +180,10 @@ def blocks() -> dict[str, str]:
 def served(measured: Sequence[dict[str, Any]]) -> str:
     """What servers answered, a row a model."""
     rows = [
-        f"{measured[0]['clients']} clients at a time, each asking drawn questions one after the other: scored together or "
-        "each alone, by\nitself, and with one request in ten hostile; wrong are answers that are "
-        "missing or not the Python API's\n(`python scripts/bench_serve.py bundles/first`).",
+        f"{measured[0]['clients']} clients at a time, each asking drawn questions one after the "
+        "other: scored together or each alone, by\nitself, and with one request in ten hostile; "
+        "wrong are answers that are missing or not the Python API's\n"
+        "(`python scripts/bench_serve.py bundles/first`).",
         "",
         "| model | questions/s together | alone | × | p99, ms | lone request, ms "
         "| with hostile ones | wrong |",
