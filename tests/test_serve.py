@@ -65,7 +65,7 @@ def app_of(engine: OnnxScorer, **settings: Any) -> FastAPI:
 
 @pytest.fixture(scope="module")
 def client(engine: OnnxScorer) -> Iterator[TestClient]:
-    with TestClient(app_of(engine)) as client:
+    with TestClient(app_of(engine), "http://localhost") as client:
         yield client
 
 
@@ -365,7 +365,7 @@ def test_nobody_waits_longer_than_allowed(
     engine: OnnxScorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = app_of(engine, timeout_seconds=0.2)
-    with TestClient(app) as client:
+    with TestClient(app, "http://localhost") as client:
         assert client.post("/v1/score", json=ONE).status_code == 200
         score = engine.score_questions
 
@@ -383,7 +383,7 @@ def test_nobody_waits_longer_than_allowed(
 
 
 def test_ready_answers_a_real_question(engine: OnnxScorer, monkeypatch: pytest.MonkeyPatch) -> None:
-    with TestClient(app_of(engine)) as client:
+    with TestClient(app_of(engine), "http://localhost") as client:
         said = client.get("/ready").json()
         assert said["ready"] is True and said["weights_sha256"] == engine.bundle.weights_sha256
         runs: list[int] = []
@@ -406,7 +406,7 @@ def test_ready_answers_a_real_question(engine: OnnxScorer, monkeypatch: pytest.M
 
 
 def test_metrics_count_requests_and_batches(engine: OnnxScorer) -> None:
-    with TestClient(app_of(engine)) as client:
+    with TestClient(app_of(engine), "http://localhost") as client:
         client.post("/v1/score", json=ONE)
         client.post("/v1/score", json={})
         client.get("/nowhere/at/all")
@@ -419,7 +419,7 @@ def test_metrics_count_requests_and_batches(engine: OnnxScorer) -> None:
 
 
 def test_a_token_guards_everything_where_questions_are(engine: OnnxScorer) -> None:
-    with TestClient(app_of(engine, token="secret")) as client:
+    with TestClient(app_of(engine, token="secret"), "http://localhost") as client:
         assert client.get("/openapi.json").json()["security"] == [{"bearer": []}]
         for path in ("/metrics", "/v1/exam", "/v1/exam/x"):
             answer = client.get(path)
@@ -454,7 +454,7 @@ def test_what_is_not_there_is_said_in_one_line(client: TestClient) -> None:
 
 
 def test_a_finished_answer_is_sent_though_the_server_ends(engine: OnnxScorer) -> None:
-    with TestClient(app_of(engine, max_wait_ms=200.0)) as client:
+    with TestClient(app_of(engine, max_wait_ms=200.0), "http://localhost") as client:
         assert len(probabilities(client, ONE)) == 1  # and leaving the block hangs on nothing
 
 
@@ -654,7 +654,7 @@ def test_no_request_that_fits_the_description_breaks_the_server(engine: OnnxScor
         response_schema_conformance,
     )
 
-    schema = schemathesis.openapi.from_asgi("/openapi.json", app_of(engine))
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app_of(engine, host="0.0.0.0"))
     checks = [not_a_server_error, content_type_conformance, response_schema_conformance]
     found = []
     for operation in schema.get_all_operations():

@@ -10,6 +10,7 @@ import io
 import logging
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -225,7 +226,8 @@ def make_app(engine: Engine, config: ServeConfig, questions: Questions) -> FastA
     batcher = Batcher(engine, config.max_batch, config.max_wait_ms / 1000, config.max_queue)
     sittings = Sittings(questions, config.rule, config.questions_per_skill)
     metrics = Metrics(batcher)
-    decoding = asyncio.Semaphore(usable_cores())  # pictures held decoded at a time
+    # Of its own: who has given up leaves no more threads behind than there are cores.
+    decoding = ThreadPoolExecutor(usable_cores(), "decode")
     model = {"model": engine.provenance.get("model"), **engine.facts()}
 
     @contextlib.asynccontextmanager
@@ -260,7 +262,7 @@ def make_app(engine: Engine, config: ServeConfig, questions: Questions) -> FastA
     # ---- around every request
 
     if config.host in LOOPBACK:  # a strange page may give its own name to this machine
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "testserver"])
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK])
     app.add_middleware(Around, config=config, metrics=metrics)
 
     @app.exception_handler(HTTPException)
@@ -281,17 +283,13 @@ def make_app(engine: Engine, config: ServeConfig, questions: Questions) -> FastA
     # ---- scoring
 
     async def made_ready(given: list[QuestionIn]) -> list[Asked]:
-        until = time.monotonic() + config.timeout_seconds
+        loop, until = asyncio.get_running_loop(), time.monotonic() + config.timeout_seconds
         ready = []
         for number, one in enumerate(given):
             place = f"questions[{number}]." if len(given) > 1 else ""
-            async with decoding:
-                # Shielded: a thread that is not waited for would decode beside the next ones.
-                ready.append(
-                    await asyncio.shield(
-                        asyncio.to_thread(asked, one, place, engine.spec, config, until)
-                    )
-                )
+            ready.append(
+                await loop.run_in_executor(decoding, asked, one, place, engine.spec, config, until)
+            )
         return ready
 
     @app.post("/v1/score", response_model=AnswersOut, openapi_extra={"requestBody": BODY})
