@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from clipstem import towers
 from clipstem.atomic import new_folder
-from clipstem.config import AssembleConfig, ModelConfig, TowerConfig, verb
+from clipstem.command import verb
+from clipstem.config import AssembleConfig, ModelConfig, TowerConfig
 from clipstem.question import ClipstemError
 from clipstem.towers import Towers
 

@@ -24,7 +24,8 @@ from rich.table import Table
 
 from clipstem import prediction, run
 from clipstem.atomic import new_folder
-from clipstem.config import Choices, ExamConfig, Rule, verb
+from clipstem.command import verb
+from clipstem.config import Choices, ExamConfig, Rule
 from clipstem.console import console
 from clipstem.prediction import Predictions
 from clipstem.question import YOUNGEST, ClipstemError, natural

@@ -27,7 +27,8 @@ from torch.export import Dim
 from clipstem import __version__, bundle, console, packing, run, scorer, shards
 from clipstem.atomic import new_folder
 from clipstem.bundle import PICTURE_GRAPH, TEXT_GRAPH, Bundle, TextSettings
-from clipstem.config import ExportConfig, Variant, verb
+from clipstem.command import verb
+from clipstem.config import ExportConfig, Variant
 from clipstem.onnx_scorer import OnnxScorer
 from clipstem.packing import PackedTexts
 from clipstem.prediction import Predictions

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from clipstem import console, shards
 from clipstem.batches import has_answers
-from clipstem.config import PredictConfig, verb
+from clipstem.command import verb
+from clipstem.config import PredictConfig
 from clipstem.engine import Engine
 from clipstem.perturb import Change, Perturbed
 from clipstem.prediction import Predictions

@@ -27,7 +27,8 @@ import pyarrow.parquet as pq
 from clipstem import __version__
 from clipstem.atomic import new_folder
 from clipstem.bank.stem import bank_splits
-from clipstem.config import PrepareConfig, Source, Verify, verb
+from clipstem.command import verb
+from clipstem.config import PrepareConfig, Source, Verify
 from clipstem.console import progress_bar
 from clipstem.jsonl import JsonlSource
 from clipstem.question import SPLITS, ClipstemError

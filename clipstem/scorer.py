@@ -17,7 +17,8 @@ from torch import Tensor
 
 from clipstem import loader, pairs, run, towers
 from clipstem.batches import Batches
-from clipstem.config import ModelConfig, Precision, TrainerConfig, model_config
+from clipstem.command import model_config
+from clipstem.config import ModelConfig, Precision, TrainerConfig
 from clipstem.engine import Engine
 from clipstem.images import PictureSpec
 from clipstem.memory import Memory

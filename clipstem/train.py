@@ -26,7 +26,8 @@ from clipstem import averages, charts, console, layers, loader, run, shards, tow
 from clipstem.atomic import new_file, new_folder
 from clipstem.batches import NOBODY, Batches, batched, has_answers, usable
 from clipstem.callbacks import AverageWeights, Bar, EvaluateOnTune, summary_on_tune
-from clipstem.config import Precision, TrainConfig, TuneMode, verb
+from clipstem.command import verb
+from clipstem.config import Precision, TrainConfig, TuneMode
 from clipstem.csv_log import CsvLog
 from clipstem.features import RememberingTowers
 from clipstem.learner import Learner

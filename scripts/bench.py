@@ -43,7 +43,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clipstem import loader, loss, metrics, packing, pairs, run, scorer
 from clipstem.batches import Batches, batched
-from clipstem.config import Precision, TrainerConfig, model_config
+from clipstem.command import model_config
+from clipstem.config import Precision, TrainerConfig
 from clipstem.images import to_pixels, warm_up
 from clipstem.memory import Memory
 from clipstem.pairs import PairBatch

@@ -26,15 +26,8 @@ from measure import BENCHMARKS, README, machine, with_blocks
 from clipstem import charts, prediction, run, shards, towers
 from clipstem.bank import SKILLS
 from clipstem.bank.__main__ import write_bank
-from clipstem.config import (
-    BankConfig,
-    PredictConfig,
-    PrepareConfig,
-    Source,
-    TrainerConfig,
-    Verify,
-    model_config,
-)
+from clipstem.command import model_config
+from clipstem.config import BankConfig, PredictConfig, PrepareConfig, Source, TrainerConfig, Verify
 from clipstem.prediction import Predictions
 from clipstem.prepare import prepare
 from clipstem.scorer import Scorer

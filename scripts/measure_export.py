@@ -22,15 +22,8 @@ from measure import BENCHMARKS, machine
 from clipstem import export as exporting
 from clipstem import run, shards
 from clipstem.batches import Batches, batched
-from clipstem.config import (
-    ExportConfig,
-    PrepareConfig,
-    Source,
-    TrainerConfig,
-    Variant,
-    conf_folder,
-    model_config,
-)
+from clipstem.command import conf_folder, model_config
+from clipstem.config import ExportConfig, PrepareConfig, Source, TrainerConfig, Variant
 from clipstem.onnx_scorer import OnnxScorer
 from clipstem.pairs import PairBatch
 from clipstem.prepare import prepare

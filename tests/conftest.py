@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from clipstem.config import ExportConfig, PrepareConfig, Source, TrainerConfig, model_config
+from clipstem.command import model_config
+from clipstem.config import ExportConfig, PrepareConfig, Source, TrainerConfig
 from clipstem.prepare import prepare
 
 # A busy machine is no reason to fail: no test depends on the clock.

@@ -13,7 +13,8 @@ from oracle import Oracle
 
 from clipstem import shards
 from clipstem.bank import SKILLS, draw
-from clipstem.config import TrainerConfig, Variant, model_config
+from clipstem.command import model_config
+from clipstem.config import TrainerConfig, Variant
 from clipstem.onnx_scorer import OnnxScorer
 from clipstem.question import Kind, Question
 from clipstem.tokens import join

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from clipstem import export as exporting
-from clipstem.config import ExportConfig, TrainerConfig, model_config
+from clipstem.command import model_config
+from clipstem.config import ExportConfig, TrainerConfig
 from clipstem.export import export
 from clipstem.question import ClipstemError
 

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "clipstem"
 ROWS = (
     ("question",),
     ("atomic", "config", "splits", "workers", "resize", "bank.skill", "charts", "report"),
-    ("prediction", "run", "bank.canvas"),
+    ("command", "prediction", "run", "bank.canvas"),
     ("bank.science", "bank.technology", "bank.engineering", "bank.math"),
     ("bank",),
     ("bank.stem",),
@@ -55,6 +55,7 @@ LIGHT = (
 )
 
 ONLY_IN = {
+    "hydra": {"command"},
     "open_clip": {"towers", "layers"},
     "webdataset": {"shards"},
     "numba": {"resize"},
@@ -149,7 +150,7 @@ def test_the_wheel_carries_its_configuration(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("clipstem-*.whl")
     installed = tmp_path / "installed"
     subprocess.run([*pip, "install", "--no-deps", "--target", installed, wheel], check=True)
-    code = "from clipstem.config import conf_folder; print(conf_folder())"
+    code = "from clipstem.command import conf_folder; print(conf_folder())"
     found = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,

@@ -15,7 +15,8 @@ import torch
 from oracle import Oracle
 
 from clipstem import scorer, shards, towers
-from clipstem.config import ModelConfig, TrainerConfig, model_config
+from clipstem.command import model_config
+from clipstem.config import ModelConfig, TrainerConfig
 from clipstem.question import ClipstemError
 from clipstem.tokens import Layout, join
 

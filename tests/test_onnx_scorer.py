@@ -14,7 +14,8 @@ from test_models import LAYOUTS, architecture
 
 import clipstem
 from clipstem import prediction, scorer, shards
-from clipstem.config import ExportConfig, ModelConfig, TrainerConfig, Variant, model_config
+from clipstem.command import model_config
+from clipstem.config import ExportConfig, ModelConfig, TrainerConfig, Variant
 from clipstem.export import export
 from clipstem.onnx_scorer import OnnxScorer
 from clipstem.prediction import Predictions

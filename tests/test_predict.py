@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from clipstem import metrics, prediction, shards
-from clipstem.config import Perturbation, PredictConfig, TrainConfig, TrainerConfig, model_config
+from clipstem.command import model_config
+from clipstem.config import Perturbation, PredictConfig, TrainConfig, TrainerConfig
 from clipstem.predict import main, predict
 from clipstem.question import ClipstemError, ProblemPicture
 from clipstem.train import train

@@ -20,7 +20,7 @@ from PIL import Image
 from test_serve import server
 
 from clipstem import config
-from clipstem.config import check_keys, conf_folder, to_dataclass
+from clipstem.command import check_keys, conf_folder, to_dataclass
 from clipstem.shards import open_dataset
 
 ROOT = Path(__file__).parent.parent

@@ -14,14 +14,8 @@ from PIL import Image
 
 import clipstem
 from clipstem import metrics, pairs, scorer, shards
-from clipstem.config import (
-    ModelConfig,
-    Precision,
-    PrepareConfig,
-    Source,
-    TrainerConfig,
-    model_config,
-)
+from clipstem.command import model_config
+from clipstem.config import ModelConfig, Precision, PrepareConfig, Source, TrainerConfig
 from clipstem.engine import PictureLike
 from clipstem.memory import Memory
 from clipstem.prepare import prepare

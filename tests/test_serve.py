@@ -276,6 +276,8 @@ def test_a_body_without_a_length_is_cut_off(client: TestClient) -> None:
         ({"question": "?", "option": "a"}, {"picture": b""}, "picture: is empty; expected an enco"),
         ({"question": "?", "option": ["a"] * 30}, {"picture": PNG}, "Too many fields"),
         ({"question": "?", "option": "a"}, {"picture": b"<svg/>"}, "picture: is not a picture"),
+        ({"question": "?", "option": "a", "id": "i" * 201}, {"picture": PNG}, "id: expected a"),
+        ({"question": "?"}, {"picture": PNG, "option": PNG}, "option: is a file; expected a text"),
         ({"question": "?" * 9000, "option": "a"}, {"picture": PNG}, "Part exceeded maximum size"),
     ],
 )  # fmt: skip
@@ -552,6 +554,11 @@ def test_answers_that_come_together_are_not_all_taken(engine: OnnxScorer) -> Non
 def test_a_page_with_another_name_is_not_let_in(client: TestClient) -> None:
     answer = client.get("/v1/exam", headers={"host": "evil.example"})
     assert answer.status_code == 400
+
+
+def test_a_request_about_an_exam_is_small(client: TestClient) -> None:
+    answer = client.post("/v1/exam", content=b" " * 5000, headers=JSON)
+    assert answer.json() == {"error": "the request has more than 4,096 bytes"}
 
 
 def test_an_exam_that_is_not_there_is_said(client: TestClient) -> None:

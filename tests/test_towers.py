@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from clipstem import towers
-from clipstem.config import ModelConfig, PictureFit, model_config
+from clipstem.command import model_config
+from clipstem.config import ModelConfig, PictureFit
 from clipstem.packing import PackedTexts, pack
 from clipstem.question import ClipstemError
 from clipstem.tokens import JoinedText, Layout, join

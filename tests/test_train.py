@@ -22,6 +22,7 @@ from torch import Tensor
 
 from clipstem import prediction, scorer, shards, towers
 from clipstem.batches import NOBODY, Batches
+from clipstem.command import model_config
 from clipstem.config import (
     ModelConfig,
     OptimizerConfig,
@@ -30,7 +31,6 @@ from clipstem.config import (
     Source,
     TrainConfig,
     TrainerConfig,
-    model_config,
 )
 from clipstem.learner import Learner, adamw, rate_factor
 from clipstem.packing import PackedTexts, pack

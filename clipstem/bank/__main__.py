@@ -7,7 +7,8 @@ from pathlib import Path
 
 from clipstem.atomic import new_folder
 from clipstem.bank.stem import bank_files, bank_splits, write_bank_file
-from clipstem.config import BankConfig, verb
+from clipstem.command import verb
+from clipstem.config import BankConfig
 from clipstem.question import ClipstemError
 from clipstem.workers import Workers
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from clipstem.atomic import new_folder
-from clipstem.config import ReportConfig, verb
+from clipstem.command import verb
+from clipstem.config import ReportConfig
 from clipstem.report import analyses, comparisons, page, sittings
 from clipstem.report.answers import Answers, Model, gather
 from clipstem.report.page import NOTHING, Chapter, Command, Part, Report, Section, Table

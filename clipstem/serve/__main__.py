@@ -10,7 +10,8 @@ from urllib.parse import quote
 import uvicorn
 
 from clipstem import console, shards
-from clipstem.config import ServeConfig, verb
+from clipstem.command import verb
+from clipstem.config import ServeConfig
 from clipstem.images import warm_up
 from clipstem.onnx_scorer import OnnxScorer
 from clipstem.question import ClipstemError

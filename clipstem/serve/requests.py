@@ -166,15 +166,19 @@ async def of_form(form: FormData) -> QuestionIn:
     if unknown := sorted(set(form) - known):
         raise ApiError(422, f"{unknown[0][:80]}: is no field; expected {', '.join(sorted(known))}")
     texts = [it for it in form.getlist("option") if isinstance(it, str)]
+    if len(texts) < len(form.getlist("option")):
+        raise ApiError(422, "option: is a file; expected a text (option_picture takes files)")
     pictures = [await _file(it, "option_picture") for it in form.getlist("option_picture")]
     shown = form.get("picture")
     question, identity = form.get("question"), form.get("id")
+    if identity is not None and (not isinstance(identity, str) or len(identity) > ID_CHARACTERS):
+        raise ApiError(422, f"id: expected a text of at most {ID_CHARACTERS} characters")
     if not isinstance(question, str) or not question:
         raise ApiError(422, "question: is missing; expected the question's text")
     if not texts and not pictures:
         raise ApiError(422, "option: is missing; expected a text or an option_picture for each")
     return QuestionIn(
-        id=identity[:ID_CHARACTERS] if isinstance(identity, str) else None,
+        id=identity,
         question=question,
         picture=None if shown is None else await _file(shown, "picture"),
         options=[*texts, *(PictureIn(picture=it) for it in pictures)],

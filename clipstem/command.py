@@ -1,0 +1,219 @@
+"""The door that settings come in by: Hydra outside, the dataclasses of `config` inside."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from clipstem import config as settings
+from clipstem.config import ModelConfig
+from clipstem.question import ClipstemError
+
+Config = TypeVar("Config")
+
+
+def conf_folder() -> Path:
+    """Where the YAML files are: inside the installed package, else beside it in a checkout.
+
+    Raises:
+        ClipstemError: if they are in neither place.
+    """
+    package = Path(__file__).parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise ClipstemError(f"the configuration files are neither in {package} nor beside it")
+
+
+def verb(
+    name: str, schema: type[Config]
+) -> Callable[[Callable[[Config], None]], Callable[[], None]]:
+    """Make a function of a config dataclass a command: Hydra outside, plain dataclasses inside.
+
+    A user's mistake prints one line and exits with 2; Hydra's own composition errors exit with 1.
+    """
+    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+
+    def decorate(function: Callable[[Config], None]) -> Callable[[], None]:
+        def composed(raw: DictConfig) -> None:
+            with _one_line_errors(name):
+                function(to_dataclass(schema, raw))
+
+        def main() -> None:
+            if {"--help", "-h"} & set(sys.argv[1:]):  # Hydra's own takes twice as long to say less
+                print(help_text(name, schema))
+                return
+            with _one_line_errors(name):
+                check_keys(schema, sys.argv[1:])
+            hydra.main(config_path=str(conf_folder()), config_name=name, version_base="1.3")(
+                composed
+            )()
+
+        return main
+
+    return decorate
+
+
+def help_text(name: str, schema: type) -> str:
+    """What a verb does and each of its settings: `config`'s docstrings, with the defaults."""
+    tree = ast.parse(Path(settings.__file__).read_text())
+    described = {
+        (node.name, before.target.id): after.value.value
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        for before, after in pairwise(node.body)
+        if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name)
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+    }
+    lines = [str(schema.__doc__), ""]
+    for key, owner, default in _settings(schema):
+        said = "" if default is None else f"={default}"
+        lines += [f"  {key}{said}", f"      {described[owner.__name__, key.split('.')[-1]]!s}"]
+    groups = sorted(path.name for path in conf_folder().iterdir() if path.is_dir())
+    lines += [
+        "",
+        f"conf/{name}.yaml and the files of conf/ that it names come before these defaults;",
+        f"groups of files: {', '.join(groups)}. --hydra-help says more.",
+    ]
+    return "\n".join(lines)
+
+
+def _settings(schema: Any, prefix: str = "") -> Iterator[tuple[str, type, Any]]:
+    """Each plain setting: its key, the dataclass that has it, and its default as it is typed."""
+    children = _children(schema)
+    for it in fields(schema):
+        if (child := children[it.name]) is not None:
+            yield from _settings(child, f"{prefix}{it.name}.")
+            continue
+        default = it.default if it.default_factory is NO_DEFAULT else it.default_factory()
+        typed = default.value if isinstance(default, Enum) else default
+        typed = str(typed).lower() if isinstance(typed, bool) else typed
+        owner = next(base for base in schema.__mro__ if it.name in vars(base)["__annotations__"])
+        yield f"{prefix}{it.name}", owner, "<needed>" if typed == MISSING else typed
+
+
+class _one_line_errors:
+    """Print a `ClipstemError` as one line without a traceback, and exit with 2."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, ClipstemError):
+            print(f"clipstem {self.name}: {error}", file=sys.stderr)
+            sys.exit(2)
+        if isinstance(error, KeyboardInterrupt):
+            print(f"clipstem {self.name}: interrupted", file=sys.stderr)
+            sys.exit(130)
+
+
+def to_dataclass(schema: type[Config], raw: DictConfig) -> Config:
+    """Check a composed config against its dataclass and make a plain instance of it.
+
+    Composing alone lets unknown keys through that come with `+`: merging a plain container into
+    the dataclass is what refuses them.
+
+    Raises:
+        ClipstemError: for an unknown key, a missing value, or one of the wrong type.
+    """
+    try:
+        if missing := sorted(OmegaConf.missing_keys(raw)):
+            raise ClipstemError(f"conf key '{missing[0]}' is missing; give {missing[0]}=<value>")
+        checked = OmegaConf.merge(
+            OmegaConf.structured(schema), OmegaConf.to_container(raw, resolve=True)
+        )
+        config = OmegaConf.to_object(checked)
+    except ConfigKeyError as error:
+        raise ClipstemError(_unknown(schema, str(error.full_key))) from error
+    except OmegaConfBaseException as error:
+        raise ClipstemError(f"conf key '{error.full_key}': {str(error).splitlines()[0]}") from error
+    assert isinstance(config, schema)
+    return config
+
+
+def check_keys(schema: type, overrides: Sequence[str]) -> None:
+    """Refuse command-line keys that the schema does not have, naming the nearest one it has.
+
+    Raises:
+        ClipstemError: at the first unknown key.
+    """
+    groups = {path.name: path for path in conf_folder().iterdir() if path.is_dir()}
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+~").split("@")[0]
+        is_setting = "=" in override and not override.startswith("-")
+        if is_setting and key in groups:
+            _check_choice(groups[key], override.split("=", 1)[1])
+        if not is_setting or key.split(".")[0] == "hydra" or "/" in key or key in groups:
+            continue
+        if not _is_known(schema, key.split(".")):
+            raise ClipstemError(_unknown(schema, key))
+
+
+def _check_choice(group: Path, choice: str) -> None:
+    """Refuse a file that a group does not have; several (`a,b`) are a sweep's."""
+    files = sorted(path.stem for path in group.glob("*.yaml"))
+    for name in choice.split(","):
+        if name not in (*files, "null"):
+            near = difflib.get_close_matches(name, files, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"expected {', '.join(files)}"
+            raise ClipstemError(f"conf key '{group.name}': there is no '{name}'; {hint}")
+
+
+def _children(schema: Any) -> dict[str, Any]:
+    """A dataclass's fields with the dataclass each holds, if any."""
+    hints = get_type_hints(schema)
+    types = {f.name: (hints[f.name], *get_args(hints[f.name])) for f in fields(schema)}
+    return {name: next(filter(is_dataclass, kinds), None) for name, kinds in types.items()}
+
+
+def _is_known(schema: Any, path: Sequence[str]) -> bool:
+    children = _children(schema)
+    if path[0] not in children:
+        return False
+    child = children[path[0]]
+    # Below a plain field such as a mapping any key may stand.
+    return len(path) == 1 or child is None or _is_known(child, path[1:])
+
+
+def _unknown(schema: Any, key: str) -> str:
+    near = difflib.get_close_matches(key, _all_keys(schema), n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"expected {', '.join(_children(schema))}"
+    return f"conf key '{key}' is unknown; {hint}"
+
+
+def _all_keys(schema: Any, prefix: str = "") -> list[str]:
+    keys = []
+    for name, child in _children(schema).items():
+        keys.append(prefix + name)
+        keys += _all_keys(child, f"{prefix}{name}.") if child else []
+    return keys
+
+
+def model_config(name: str) -> ModelConfig:
+    """A file of `conf/model`, such as `vit_b32`; any other name is taken for open_clip's.
+
+    Raises:
+        ClipstemError: if the file holds something that is no model config.
+    """
+    path = conf_folder() / "model" / f"{name}.yaml"
+    if not path.is_file():
+        return ModelConfig(name=name)
+    loaded = OmegaConf.load(path)
+    assert isinstance(loaded, DictConfig)
+    return to_dataclass(ModelConfig, loaded)
