@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from clipstem.command import model_config
@@ -17,16 +20,27 @@ settings.load_profile("without_clock")
 DRAWN_SKILLS = ["weather", "count-the-legs", "mixing-screen-lights", "name-the-shape"]
 
 
+def once(
+    name: str, make: Callable[[Path], object], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder that `make` makes, for all of pytest-xdist's processes; nobody changes it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with FileLock(folder / f"{name}.lock"):
+        if not (folder / name).exists():
+            make(folder / name)
+    return folder / name
+
+
 @pytest.fixture(scope="session")
 def drawn_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small prepared data set with all three kinds of question."""
-    out = tmp_path_factory.mktemp("drawn") / "data"
     counts = {"train": 20, "valid": 10, "test": 5}
     config = PrepareConfig(
-        out=str(out), skills=DRAWN_SKILLS, questions_per_skill=counts, workers=1, tune_fraction=0.1
+        skills=DRAWN_SKILLS, questions_per_skill=counts, workers=1, tune_fraction=0.1
     )
-    prepare(config)
-    return out
+    return once("drawn", lambda out: prepare(replace(config, out=str(out))), tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -34,14 +48,13 @@ def tiny_bundle(drawn_data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """`tiny_vit` with random weights as a bundle, both variants."""
     from clipstem.export import export
 
-    out = tmp_path_factory.mktemp("exported") / "bundle"
-    model, trainer = model_config("tiny_vit"), TrainerConfig("cpu", workers=0)
-    export(
-        ExportConfig(
-            str(out), model=model, data=str(drawn_data), max_accuracy_drop=100, trainer=trainer
-        )
+    config = ExportConfig(
+        model=model_config("tiny_vit"),
+        data=str(drawn_data),
+        max_accuracy_drop=100,
+        trainer=TrainerConfig("cpu", workers=0),
     )
-    return out
+    return once("bundle", lambda out: export(replace(config, out=str(out))), tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -55,10 +68,8 @@ def realset() -> Path:
 @pytest.fixture(scope="session")
 def mixed_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty questions or more for validation, 20 of each kind: real ones where they are at hand."""
-    out = tmp_path_factory.mktemp("mixed") / "data"
     if folder := os.environ.get("CLIPSTEM_REALSET"):
-        prepare(PrepareConfig(out=str(out), source=Source.stem, path=folder, workers=1))
-        return out
-    counts = {"valid": 20}
-    prepare(PrepareConfig(out=str(out), skills=DRAWN_SKILLS, questions_per_skill=counts, workers=1))
-    return out
+        config = PrepareConfig(source=Source.stem, path=folder, workers=1)
+    else:
+        config = PrepareConfig(skills=DRAWN_SKILLS, questions_per_skill={"valid": 20}, workers=1)
+    return once("mixed", lambda out: prepare(replace(config, out=str(out))), tmp_path_factory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from clipstem import export as exporting
 from clipstem.command import model_config
-from clipstem.config import ExportConfig, TrainerConfig
+from clipstem.config import ExportConfig, TrainerConfig, Variant
 from clipstem.export import export
 from clipstem.question import ClipstemError
 
@@ -22,6 +23,15 @@ def config(out: Path, questions_in: Path, **changes: object) -> ExportConfig:
     given: dict[str, Any] = {"model": model_config("tiny"), "trainer": ON_CPU}
     given |= {"data": str(questions_in), **changes}
     return ExportConfig(out=str(out), **given)
+
+
+def take_graphs(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on exports take a bundle's graphs: tracing the same model again takes seconds."""
+    monkeypatch.setattr(
+        exporting,
+        "write_graphs",
+        lambda towers, folder: shutil.copytree(bundle / Variant.fp32.value, folder),
+    )
 
 
 def test_the_parity_is_written_down(tiny_bundle: Path) -> None:
@@ -37,13 +47,17 @@ def test_the_parity_is_written_down(tiny_bundle: Path) -> None:
 
 
 def test_convolutions_stay_in_fp32_and_a_doubtful_variant_is_not_written(
-    drawn_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    drawn_data: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     measured = export(config(tmp_path / "both", drawn_data, max_accuracy_drop=100.0))
     assert measured["int8"].kept_in_fp32 == ("picture.onnx",)
     both = tmp_path / "both"
     picture = [(both / variant / "picture.onnx").read_bytes() for variant in ("fp32", "int8")]
     assert picture[0] == picture[1]
+    take_graphs(both, monkeypatch)
     with caplog.at_level(logging.WARNING, "clipstem.export"):
         measured = export(config(tmp_path / "one", drawn_data))
     assert list(measured) == ["fp32"]
@@ -56,13 +70,15 @@ def test_convolutions_stay_in_fp32_and_a_doubtful_variant_is_not_written(
 
 
 def test_graphs_that_answer_otherwise_are_an_error(
-    drawn_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drawn_data: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    take_graphs(tiny_bundle, monkeypatch)  # of the same weights, drawn from seed 0
     monkeypatch.setattr(exporting, "MOST_DIFFERENT", 0.0)
+    other = {"model": model_config("tiny_vit"), "int8": False}
     with pytest.raises(
         ClipstemError, match=r"^the ONNX graphs give other answers than torch: a pr"
     ):
-        export(config(tmp_path / "bundle", drawn_data, int8=False))
+        export(config(tmp_path / "bundle", drawn_data, **other))
     assert not list(tmp_path.iterdir())
 
 

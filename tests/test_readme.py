@@ -202,20 +202,27 @@ def asks_the_server(commands: list[str]) -> None:
         assert answer.json()["answers"][0].keys() == json.loads(shown[0])["answers"][0].keys()
 
 
+COMMANDS = {path: measure.commands(path) for path in EXPERIMENTS}
+SHORT = {path for path, commands in COMMANDS.items() if len(commands) <= 4}
+IN_OTHERS = {
+    path for path in EXPERIMENTS if any(set(COMMANDS[path]) < set(COMMANDS[it]) for it in SHORT)
+}
+"""Experiments all of whose commands stand in another's, too."""
+
+
 @pytest.mark.parametrize(
     "experiment",
     [
-        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if long else [])
+        pytest.param(path, id=path.stem, marks=[] if path in SHORT else pytest.mark.slow)
         for path in EXPERIMENTS
-        for long in [len(measure.commands(path)) > 4]
+        if path not in IN_OTHERS
     ],
 )
 def test_an_experiments_commands_run_in_their_order(
     experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bring_stem(tmp_path, monkeypatch)
-    commands = measure.commands(experiment)
-    for command in commands:
+    for command in COMMANDS[experiment]:
         run_shrunk(command, monkeypatch)
     runs = list((tmp_path / "runs").iterdir())
     assert runs and all((run / "DONE").is_file() for run in runs)

@@ -191,7 +191,7 @@ def gradient(config: TrainConfig) -> tuple[Tensor, dict[str, Tensor]]:
     return total.detach(), {name: p.grad for name, p in named if p.grad is not None}
 
 
-@pytest.mark.parametrize("batch_size", [12, 192])
+@pytest.mark.parametrize("batch_size", [12, 80])
 def test_accumulating_gives_the_gradient_of_the_whole_batch(
     drawn_data: Path, tmp_path: Path, batch_size: int
 ) -> None:
