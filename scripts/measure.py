@@ -166,14 +166,18 @@ def blocks() -> dict[str, str]:
     ]
     quickstart = json.loads((BENCHMARKS / "quickstart.json").read_text())
     report = json.loads((BENCHMARKS / "report.json").read_text())
-    growth = BENCHMARKS / "growth.json"
+    optional = {"export": exported, "growth": at_every_size}
     servers = [it for it in measured if "batching" in it]
     return {
         "quickstart": printed(quickstart),
         "results": "\n".join(rows),
         "report": at_stems_size(report),
         **({"serve": served(servers)} if servers else {}),
-        **({"growth": at_every_size(json.loads(growth.read_text()))} if growth.exists() else {}),
+        **{
+            name: table(json.loads(path.read_text()))
+            for name, table in optional.items()
+            if (path := BENCHMARKS / f"{name}.json").exists()
+        },
     }
 
 
@@ -198,6 +202,34 @@ def served(measured: Sequence[dict[str, Any]]) -> str:
             f"| {alone['questions_per_second']:,} | {it['batching']:.2f} | {together['p99_ms']:,} "
             f"| {together['lone_ms']} | {hostile['questions_per_second']:,} | {wrong} |"
         )
+    return "\n".join(rows)
+
+
+def exported(figures: dict[str, Any]) -> str:
+    """What bundles answer beside torch, a row a variant."""
+    rows = [
+        "Bundles beside torch on the same questions, and int8 beside fp32, on "
+        f"{figures['machine']['cores']} CPU cores: `tiny` and `vit_b32`\nwith random weights, "
+        "`forty` as the experiment trained it; the drop is the upper end of the paired\n"
+        "difference's interval (`python scripts/measure_export.py runs/forty`).",
+        "",
+        "| bundle | questions | largest Δp | other choices | accuracy, % (torch) "
+        "| drop ≤, points | MB | questions/s | × torch | × fp32 | least cosine | first score, s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for title, found in figures["bundles"].items():
+        for variant, it in found["variants"].items():
+            only = variant == "int8"
+            speed = f"{found['int8_speed']:.2f}" if only else ""
+            cosine = f"{min(found['least_cosines'].values()):.4f}" if only else ""
+            first = "" if only else found["first_score_seconds"]
+            rows.append(
+                f"| {title}, {variant} | {it['questions']:,} | {it['largest_difference']:.1e} "
+                f"| {it['choices_that_differ']} | {it['accuracy']} ({it['torch_accuracy']}) "
+                f"| {it['accuracy_drop_at_most']} | {it['megabytes']} "
+                f"| {it['questions_per_second']:,} | {it['speed']:.2f} | {speed} | {cosine} "
+                f"| {first} |"
+            )
     return "\n".join(rows)
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from oracle import Oracle
 
+from clipstem import export as exporting
 from clipstem import shards
 from clipstem.bank import SKILLS, draw
 from clipstem.command import model_config
-from clipstem.config import TrainerConfig, Variant
+from clipstem.config import ExportConfig, TrainerConfig, Variant
 from clipstem.onnx_scorer import OnnxScorer
 from clipstem.question import Kind, Question
 from clipstem.tokens import join
@@ -30,6 +33,7 @@ import bench_report  # noqa: E402
 import bench_serve  # noqa: E402
 import bench_sets  # noqa: E402
 import measure  # noqa: E402
+import measure_export  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +159,21 @@ def test_the_cost_of_a_question_is_measured_at_every_size() -> None:
     assert "questions</text>" in bench_growth.picture(figures)
     table = measure.at_every_size(figures)
     assert "| 69 |" in table and "| 138 |" in table and "`verify=header`" in table
+
+
+def test_a_bundle_is_measured_beside_torch(
+    drawn_data: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = tiny_bundle / "fp32"
+    monkeypatch.setattr(exporting, "write_graphs", lambda _, to: shutil.copytree(graphs, to))
+    monkeypatch.setattr(measure_export, "FIRST_SCORES", 1)
+    given: dict[str, Any] = {"model": model_config("tiny_vit"), "data": str(drawn_data)}
+    found = measure_export.figures_of(
+        ExportConfig(str(tmp_path / "bundle"), max_accuracy_drop=100.0, **given)
+    )
+    assert min(found["least_cosines"].values()) > 0.9 and found["int8_speed"] > 0
+    table = measure.exported({"machine": {"cores": 2}, "bundles": {"`tiny_vit`": found}})
+    assert "| `tiny_vit`, fp32 | 40 |" in table and "| `tiny_vit`, int8 | 40 |" in table
 
 
 def test_the_server_is_measured_among_hostile_requests(tiny_bundle: Path) -> None:
