@@ -265,8 +265,8 @@ def at_stems_size(figures: dict[str, Any]) -> str:
     return (
         f"At STEM's size ({figures['questions']:,} predictions, {figures['skills']} skills, on one "
         "core, measured by\n`python scripts/measure_report.py`): exam of one file "
-        f"{exam['core_seconds']:.0f} CPU seconds, {exam['peak_gib']:.2f} GiB; report of four\n"
-        f"files {report['core_seconds']:.0f} CPU seconds, {report['peak_gib']:.2f} GiB, "
+        f"{exam['seconds']:.0f} seconds, {exam['peak_gib']:.2f} GiB; report of four\n"
+        f"files {report['seconds']:.0f} seconds, {report['peak_gib']:.2f} GiB, "
         f"{figures['html_mib']:.1f} MiB of HTML."
     )
 

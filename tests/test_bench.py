@@ -176,6 +176,7 @@ def test_a_bundle_is_measured_beside_torch(
     assert "| `tiny_vit`, fp32 | 40 |" in table and "| `tiny_vit`, int8 | 40 |" in table
 
 
+@pytest.mark.slow
 def test_the_server_is_measured_among_hostile_requests(tiny_bundle: Path) -> None:
     engine = OnnxScorer(tiny_bundle, TrainerConfig("cpu"), Variant.fp32)
     asked = [draw(SKILLS["weather"], 0, index) for index in range(3)]

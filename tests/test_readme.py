@@ -203,20 +203,15 @@ def asks_the_server(commands: list[str]) -> None:
 
 
 COMMANDS = {path: measure.commands(path) for path in EXPERIMENTS}
-SHORT = {path for path, commands in COMMANDS.items() if len(commands) <= 4}
-IN_OTHERS = {
-    path for path in EXPERIMENTS if any(set(COMMANDS[path]) < set(COMMANDS[it]) for it in SHORT)
-}
-"""Experiments all of whose commands stand in another's, too."""
 
 
 @pytest.mark.parametrize(
     "experiment",
     [
-        pytest.param(path, id=path.stem, marks=[] if path in SHORT else pytest.mark.slow)
-        for path in EXPERIMENTS
-        if path not in IN_OTHERS
-    ],
+        pytest.param(path, id=path.stem, marks=pytest.mark.slow if len(commands) > 2 else [])
+        for path, commands in COMMANDS.items()
+        if not any(set(commands) < set(others) for others in COMMANDS.values())
+    ],  # where all commands stand in another's, they run there
 )
 def test_an_experiments_commands_run_in_their_order(
     experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

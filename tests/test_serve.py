@@ -31,6 +31,7 @@ from clipstem import shards
 from clipstem.config import ServeConfig, TrainerConfig, Variant
 from clipstem.onnx_scorer import OnnxScorer
 from clipstem.question import ClipstemError, Picture, Question
+from clipstem.serve.__main__ import listen
 from clipstem.serve.app import decoded, make_app
 from clipstem.serve.batching import Batcher
 from clipstem.serve.requests import ApiError, Asked
@@ -676,3 +677,18 @@ def test_no_request_that_fits_the_description_breaks_the_server(engine: OnnxScor
 
         ask()
     assert "POST /v1/score" in found and len(found) == 8
+
+
+def test_an_answer_does_not_wait_for_the_clients_acknowledgement() -> None:
+    with listen("127.0.0.1", 0) as listening:
+        with socket.create_connection(listening.getsockname()[:2]):
+            accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_an_address_that_is_taken_is_said() -> None:
+    with listen("127.0.0.1", 0) as listening:
+        port = listening.getsockname()[1]
+        with pytest.raises(ClipstemError, match=rf"^127.0.0.1:{port} cannot be listened to \("):
+            listen("127.0.0.1", port)
