@@ -614,7 +614,7 @@ class ServeConfig:
     max_batch: int = 32
     """Most questions scored together; 1 scores each alone."""
     max_wait_ms: float = 2.0
-    """How long a request waits for others to be scored with, milliseconds."""
+    """How long a question waits for the company of others that are being read, milliseconds."""
     max_queue: int = 512
     """Most questions that wait; further ones are answered 429 until there is room."""
     max_body_bytes: int = 8_000_000

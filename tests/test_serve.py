@@ -37,6 +37,7 @@ from clipstem.serve.batching import Batcher
 from clipstem.serve.requests import ApiError, Asked
 from clipstem.serve.sittings import MOST_SITTINGS, Drawn, Prepared, Sittings
 
+LOCAL = "127.0.0.1"
 PNG = encoded(Image.effect_noise((60, 40), 90))
 OTHER = encoded(Image.radial_gradient("L"))
 SETTINGS = {
@@ -457,7 +458,7 @@ def test_what_is_not_there_is_said_in_one_line(client: TestClient) -> None:
 
 
 def test_a_finished_answer_is_sent_though_the_server_ends(engine: OnnxScorer) -> None:
-    with TestClient(app_of(engine, max_wait_ms=200.0), "http://localhost") as client:
+    with TestClient(app_of(engine), "http://localhost") as client:
         assert len(probabilities(client, ONE)) == 1  # and leaving the block hangs on nothing
 
 
@@ -531,7 +532,7 @@ def test_an_answer_that_is_none_is_not_taken(
 
 
 def test_answers_that_come_together_are_not_all_taken(engine: OnnxScorer) -> None:
-    app = app_of(engine, max_wait_ms=50.0)
+    app = app_of(engine)
 
     async def together() -> list[int]:
         transport = httpx.ASGITransport(app)
@@ -601,11 +602,11 @@ def test_old_sittings_are_forgotten() -> None:
 def server(bundle: Path, *overrides: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """`python -m clipstem.serve` on a free port, and its address."""
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind((LOCAL, 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "clipstem.serve", f"bundle={bundle}", f"port={port}"]
     process = subprocess.Popen([*command, *overrides], stdout=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{port}"
+    address = f"http://{LOCAL}:{port}"
     try:
         while process.poll() is None:
             with contextlib.suppress(httpx.TransportError):
@@ -619,8 +620,13 @@ def server(bundle: Path, *overrides: str) -> Iterator[tuple[subprocess.Popen[byt
 
 
 def test_a_server_that_is_told_to_end_answers_what_it_has_accepted(tiny_bundle: Path) -> None:
+    # A request that never comes whole, for whose company the other waits.
+    begun = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    begun += b"Content-Length: 100\r\n\r\n{"
     with server(tiny_bundle, "max_wait_ms=1500") as (process, address):
-        with ThreadPoolExecutor(1) as thread:
+        port = int(address.rpartition(":")[2])
+        with ThreadPoolExecutor(1) as thread, socket.create_connection((LOCAL, port)) as other:
+            other.sendall(begun)
             answer = thread.submit(httpx.post, f"{address}/v1/score", json=ONE, timeout=30)
             while "clipstem_waiting_questions 1.0" not in httpx.get(f"{address}/metrics").text:
                 time.sleep(0.02)
@@ -679,8 +685,14 @@ def test_no_request_that_fits_the_description_breaks_the_server(engine: OnnxScor
     assert "POST /v1/score" in found and len(found) == 8
 
 
+def test_who_is_alone_waits_for_nobody(engine: OnnxScorer) -> None:
+    app = app_of(engine, max_wait_ms=3_600_000.0)
+    with TestClient(app, "http://localhost") as client:
+        assert len(probabilities(client, ONE)) == 1
+
+
 def test_an_answer_does_not_wait_for_the_clients_acknowledgement() -> None:
-    with listen("127.0.0.1", 0) as listening:
+    with listen(LOCAL, 0) as listening:
         with socket.create_connection(listening.getsockname()[:2]):
             accepted, _ = listening.accept()
         with accepted:
@@ -688,7 +700,7 @@ def test_an_answer_does_not_wait_for_the_clients_acknowledgement() -> None:
 
 
 def test_an_address_that_is_taken_is_said() -> None:
-    with listen("127.0.0.1", 0) as listening:
+    with listen(LOCAL, 0) as listening:
         port = listening.getsockname()[1]
-        with pytest.raises(ClipstemError, match=rf"^127.0.0.1:{port} cannot be listened to \("):
-            listen("127.0.0.1", port)
+        with pytest.raises(ClipstemError, match=rf"^{LOCAL}:{port} cannot be listened to \("):
+            listen(LOCAL, port)

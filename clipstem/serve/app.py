@@ -295,28 +295,32 @@ def make_app(engine: Engine, config: ServeConfig, questions: Questions) -> FastA
             )
         return ready
 
-    @app.post("/v1/score", response_model=AnswersOut, openapi_extra={"requestBody": BODY})
-    async def score(request: Request) -> AnswersOut:
-        """The probability of each option of one question, or of several."""
+    async def read(request: Request) -> list[QuestionIn]:
         kind, options = parse_options_header(request.headers.get("content-type", ""))
         if kind == b"application/json":
-            given = await asyncio.to_thread(of_json, await request.body(), config)
-        elif kind == b"multipart/form-data":
+            return await asyncio.to_thread(of_json, await request.body(), config)
+        if kind == b"multipart/form-data":
             if options.get(b"charset", b"utf-8").lower() != b"utf-8":
                 raise ApiError(415, "the form's charset is not utf-8")
             most = config.max_options + 1
             parts = {"max_files": most, "max_fields": most + 3}
             text_bytes = 4 * config.max_text_characters  # UTF-8's most
             async with request.form(**parts, max_part_size=text_bytes) as form:
-                given = [await of_form(form)]
-        else:
-            raise ApiError(
-                415,
-                f"the content type is '{kind.decode('latin-1')[:80]}'; expected application/json "
-                "or multipart/form-data",
-            )
-        check_texts(given, config)
-        found = await batcher.score(await made_ready(given))
+                return [await of_form(form)]
+        raise ApiError(
+            415,
+            f"the content type is '{kind.decode('latin-1')[:80]}'; expected application/json "
+            "or multipart/form-data",
+        )
+
+    @app.post("/v1/score", response_model=AnswersOut, openapi_extra={"requestBody": BODY})
+    async def score(request: Request) -> AnswersOut:
+        """The probability of each option of one question, or of several."""
+        with batcher.on_its_way():
+            given = await read(request)
+            check_texts(given, config)
+            ready = await made_ready(given)
+        found = await batcher.score(ready)
         return AnswersOut(
             answers=[
                 AnswerOut(id=one.id, probabilities=probs.tolist(), choice=int(probs.argmax()))

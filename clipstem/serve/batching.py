@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -27,9 +28,10 @@ log = logging.getLogger(__name__)
 
 
 class Batcher:
-    """Collects questions for at most `max_wait_seconds` and scores them in one batch.
+    """Scores in one batch what has arrived, and what is on its way for at most `max_wait_seconds`.
 
-    While a batch is scored the next one collects. `run` must be running for `score` to end.
+    Who is alone waits for nobody. While a batch is scored the next one collects. `run` must be
+    running for `score` to end.
 
     Attributes:
         observe: told of each batch's questions and seconds.
@@ -50,6 +52,17 @@ class Batcher:
         self._memory = Memory()
         self._queue: deque[Waiting] = deque()
         self._arrived = asyncio.Event()
+        self._on_their_way = 0
+
+    @contextlib.contextmanager
+    def on_its_way(self) -> Iterator[None]:
+        """Around reading a question: what has arrived already may wait for it."""
+        self._on_their_way += 1
+        try:
+            yield
+        finally:
+            self._on_their_way -= 1
+            self._arrived.set()
 
     @property
     def waiting(self) -> int:
@@ -106,7 +119,7 @@ class Batcher:
                 self.observe(len(batch), time.perf_counter() - started)
 
     async def _collected(self) -> list[Waiting]:
-        """The next batch: full, or as large as it is when its first question has waited enough."""
+        """The next batch: full, or nobody is on the way, or its first question waited enough."""
         while not self._queue:
             self._arrived.clear()
             await self._arrived.wait()
@@ -114,7 +127,7 @@ class Batcher:
             return [self._queue.popleft()]
         loop = asyncio.get_running_loop()
         until = self._queue[0][2] + self.max_wait_seconds
-        while len(self._queue) < self.max_batch:
+        while self._on_their_way and len(self._queue) < self.max_batch:
             left = until - loop.time()
             if left <= 0:
                 break
