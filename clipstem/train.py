@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import logging
@@ -9,13 +10,14 @@ import math
 import shutil
 import signal
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from numpy.typing import NDArray
@@ -66,6 +68,32 @@ def train(config: TrainConfig) -> Run:
     made = run.start(
         Path(config.out), OmegaConf.to_yaml(OmegaConf.structured(config)), config.resume
     )
+    with _only_writer(made):
+        _write(config, dataset, order_SN, scorer, made)
+    return made
+
+
+@contextlib.contextmanager
+def _only_writer(made: Run) -> Iterator[None]:
+    """Meanwhile no other process may write this run; a killed one's right ends with it."""
+    try:
+        with FileLock(made.folder / ".lock", blocking=False):
+            yield
+    except Timeout:
+        raise ClipstemError(
+            f"{made.folder}: another process is writing this run; wait for its end, or choose "
+            "another out=<folder>"
+        ) from None
+
+
+def _write(
+    config: TrainConfig,
+    dataset: Dataset,
+    order_SN: NDArray[np.int64] | None,
+    scorer: Scorer,
+    made: Run,
+) -> None:
+    """All that a run's folder holds; `order_SN` is None where nothing learns."""
     facts = {"seed": config.seed, "data": config.data, "data_sha256": dataset.manifest.data_sha256}
     if not config.resume:
         made.write_facts(**run.environment(), **facts)
@@ -87,19 +115,18 @@ def train(config: TrainConfig) -> Run:
         scorer.calibrate(scorer.predict(dataset, "tune", config.at_once))
     shutil.rmtree(made.weights, ignore_errors=True)  # of a run that was stopped just here
     with new_folder(made.weights) as partial:
-        model.save(partial)
+        scorer.model.save(partial)
     made.write_facts(
         model=config.model.name,
-        perturb=provenance["train_perturb"],
-        train_questions_of_skill=provenance["train_questions_of_skill"],
+        perturb=scorer.provenance["train_perturb"],
+        train_questions_of_skill=scorer.provenance["train_questions_of_skill"],
         temperature=scorer.temperature,
         problem_picture=config.model.problem_picture.value,
-        weights_sha256=model.weights_sha256(),
+        weights_sha256=scorer.model.weights_sha256(),
     )
     if "valid" in dataset.manifest.questions:
         score_valid(scorer, dataset, config, made)
     made.finish()
-    return made
 
 
 def _questions(config: TrainConfig) -> Dataset:

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -194,15 +195,22 @@ def served(measured: Sequence[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for it in measured:
-        turns = {name: found[-1] for name, found in it["turns"].items()}
-        wrong = sum(turn["wrong"] for found in it["turns"].values() for turn in found)
-        together, alone, hostile = (turns[name] for name in ("together", "alone", "hostile"))
+        turns = it["turns"]
+        wrong = sum(turn["wrong"] for found in turns.values() for turn in found)
+        together, alone, hostile = (
+            median_of(turns[name], "questions_per_second")
+            for name in ("together", "alone", "hostile")
+        )
+        p99_ms, lone_ms = (median_of(turns["together"], name) for name in ("p99_ms", "lone_ms"))
         rows.append(
-            f"| `{it['model']}` | {together['questions_per_second']:,} "
-            f"| {alone['questions_per_second']:,} | {it['batching']:.2f} | {together['p99_ms']:,} "
-            f"| {together['lone_ms']} | {hostile['questions_per_second']:,} | {wrong} |"
+            f"| `{it['model']}` | {together:,.1f} | {alone:,.1f} | {it['batching']:.2f} "
+            f"| {p99_ms:,.0f} | {lone_ms:.1f} | {hostile:,.1f} | {wrong} |"
         )
     return "\n".join(rows)
+
+
+def median_of(turns: Sequence[dict[str, Any]], name: str) -> float:
+    return statistics.median(turn[name] for turn in turns)
 
 
 def exported(figures: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +303,25 @@ def test_a_killed_run_says_so(drawn_data: Path, tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(100) == 128 + signal.SIGTERM
     assert not (tmp_path / "run/DONE").exists()
+
+
+def test_two_processes_do_not_write_the_same_run(drawn_data: Path, tmp_path: Path) -> None:
+    config = tiny_vit(drawn_data, tmp_path / "run", steps=1)
+    train(config)
+    (tmp_path / "run/DONE").unlink()
+    code = (
+        "import sys; from filelock import FileLock; lock = FileLock('run/.lock'); lock.acquire()\n"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout and other.stdout.readline() == "held\n"
+        with pytest.raises(ClipstemError, match=r"run: another process is writing this run; wait"):
+            train(replace(config, resume=True))
+        other.kill()
+    train(replace(config, resume=True))
 
 
 def test_a_damaged_checkpoint_is_named(drawn_data: Path, tmp_path: Path) -> None:
