@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from itertools import pairwise
@@ -130,6 +131,46 @@ def test_settings_that_contradict_each_other_are_refused(
     with pytest.raises(ClipstemError) as error:
         make(**values)
     assert str(error.value) == message
+
+
+# ---------------------------------------------------------------------------- preparing
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"source": Source.stem}, "'path': is missing; source=stem expects a folder"),
+        ({"source": Source.jsonl}, "'path': is missing; source=jsonl expects a file"),
+        ({"path": "x"}, "'path': is x; source=drawn expects no path"),
+        ({"split": "valid"}, "source=drawn has its own splits"),
+        ({"tune_fraction": 1.0}, "'tune_fraction': 1.0 is not from 0 to below 1"),
+        ({"seed": -1}, "'seed': -1 is below 0"),
+        ({"workers": 0}, "'workers': 0 is below 1"),
+        ({"max_image_side": 0}, "'max_image_side': 0 is below 1"),
+        ({"shard_bytes": 0}, "'shard_bytes': 0 is not above 0"),
+        ({"questions_per_skill": {"dev": 1}}, "there is no split 'dev'; expected one of train,"),
+        ({"questions_per_skill": {"test": -1}}, "'questions_per_skill.test': -1 is below 0"),
+    ],
+)
+def test_wrong_settings_are_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ClipstemError, match=re.escape(message)):
+        PrepareConfig(out="x", **values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"split": "tune"},
+            "'split': there is no split 'tune'; expected one of train, valid, test",
+        ),
+        ({"split": "test", "split_fractions": {"train": 1.0}}, "give one of them, not both"),
+        ({"split_fractions": {"train": 0.5}}, "{'train': 0.5} are not all above 0 with sum 1"),
+    ],
+)
+def test_wrong_splits_are_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ClipstemError, match=re.escape(message)):
+        PrepareConfig(out="x", source=Source.jsonl, path="y", **values)
 
 
 # ---------------------------------------------------------------------------- the schema itself

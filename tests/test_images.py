@@ -7,6 +7,7 @@ import json
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -407,3 +408,38 @@ def test_a_thumbnail_is_never_larger_than_its_picture_and_stands_on_white() -> N
     with Image.open(io.BytesIO(thumbnail(encoded(clear), 20))) as shown:
         assert shown.size == (8, 6)
         assert min(shown.getpixel((4, 3))) > 250  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------------- what is let in
+
+MODES = {
+    "png": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
+    "jpeg": ["1", "L", "RGB", "CMYK"],
+    "webp": ["L", "P", "RGB", "RGBA"],
+    "gif": ["1", "L", "P", "RGB", "RGBA"],
+    "bmp": ["1", "L", "P", "RGB", "RGBA"],
+    "tiff": ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"],
+}
+
+
+@pytest.mark.parametrize(("name", "mode"), [(n, mode) for n in MODES for mode in MODES[n]])
+@pytest.mark.parametrize("side", [1, 40])
+def test_odd_pictures_are_let_in_and_shrink(name: str, mode: str, side: int) -> None:
+    image: Image.Image = Image.effect_noise((side, side), 90).convert("RGB")
+    # Pillow makes 16-bit pictures of none but 32-bit ones.
+    image = image.convert("I").convert("I;16") if mode == "I;16" else image.convert(mode)
+    data = encoded(image, name)
+    suffix = {"jpeg": "jpg"}.get(name, name)
+    assert check_picture(data, decode=True) == check_picture(data, decode=False) == suffix
+    smaller = shrink(data, 20)
+    assert (smaller == data) == (side == 1)
+    assert check_picture(smaller, decode=True) == suffix
+    assert max(Image.open(io.BytesIO(smaller)).size) == min(side, 20)
+
+
+def test_a_bomb_is_refused_by_its_header() -> None:
+    tracemalloc.start()
+    with pytest.raises(ClipstemError, match=r"^has 900,000,000 pixels; at most 64,000,000 are"):
+        check_picture(bomb(30_000, 30_000), decode=True)
+    assert tracemalloc.get_traced_memory()[1] < 10**6
+    tracemalloc.stop()
