@@ -1,8 +1,10 @@
 """Run an experiment's commands as its header gives them, and write down what came out.
 
     python scripts/measure.py quickstart realset_tiny
+    python scripts/measure.py forgetting --folder measuring
 
-The commands run in an empty folder, one that several experiments give only once;
+The commands run in an empty folder, one that several experiments give only once. A folder that is
+named is kept, and commands that have ended in it are not repeated: what was interrupted goes on.
 `benchmarks/<experiment>.json` gets what was measured with machine, versions and commit, the
 header's Result line and the README are brought up to date. Figures are written in that one JSON
 file and copied from there.
@@ -87,6 +89,17 @@ def run_command(command: str, folder: Path) -> dict[str, Any]:
     }
 
 
+def run_each(every: Sequence[str], folder: Path) -> dict[str, dict[str, Any]]:
+    """Run the commands that have not ended in `folder` before; what is known of all."""
+    ended = folder / "ended.json"
+    ran: dict[str, dict[str, Any]] = json.loads(ended.read_text()) if ended.exists() else {}
+    for command in every:
+        if command not in ran:
+            ran[command] = run_command(command, folder)
+            ended.write_text(json.dumps(ran, indent=1) + "\n")
+    return ran
+
+
 def _memory(process: psutil.Process) -> int:
     """Bytes held by a process and its children; pages they share count once (PSS)."""
     total = 0
@@ -104,17 +117,14 @@ def machine() -> dict[str, Any]:
     return {"cpu": name[1] if name else "unknown", "cores": len(os.sched_getaffinity(0))}
 
 
-def measure(experiments: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+def measure(experiments: Sequence[Path], folder: Path) -> dict[Path, dict[str, Any]]:
     """Run experiments and gather what their run folders say."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        every = dict.fromkeys(it for experiment in experiments for it in commands(experiment))
-        ran = {command: run_command(command, folder) for command in every}
-        found = {
-            f"{file.parent.parent.name}/{file.stem}": prediction.read(file)
-            for file in sorted(folder.glob("runs/*/predictions/*.parquet"))
-        }
-        facts = Run(next(folder.glob("runs/*/run.json")).parent).facts
+    ran = run_each([it for experiment in experiments for it in commands(experiment)], folder)
+    found = {
+        f"{file.parent.parent.name}/{file.stem}": prediction.read(file)
+        for file in sorted(folder.glob("runs/*/predictions/*.parquet"))
+    }
+    facts = Run(next(folder.glob("runs/*/run.json")).parent).facts
     return {
         experiment: {
             "experiment": experiment.stem,
@@ -311,9 +321,17 @@ def with_blocks(text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("experiments", nargs="*", help="files of conf/experiment, without .yaml")
-    names = parser.parse_args().experiments
+    parser.add_argument("--folder", type=Path, help="where the commands run; kept")
+    given = parser.parse_args()
+    experiments = [EXPERIMENTS / f"{name}.yaml" for name in given.experiments]
     # All are measured before a file changes, so that each names the commit it was measured on.
-    measured = measure([EXPERIMENTS / f"{name}.yaml" for name in names]) if names else {}
+    measured = {}
+    if experiments and given.folder:
+        given.folder.mkdir(parents=True, exist_ok=True)
+        measured = measure(experiments, given.folder)
+    elif experiments:
+        with tempfile.TemporaryDirectory() as name:
+            measured = measure(experiments, Path(name))
     for experiment, figures in measured.items():
         (BENCHMARKS / f"{experiment.stem}.json").write_text(json.dumps(figures, indent=1) + "\n")
         text = re.sub(

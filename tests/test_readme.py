@@ -271,6 +271,18 @@ def test_the_readmes_figures_are_the_measured_ones() -> None:
     assert measure.with_blocks(README) == README
 
 
+def test_a_measurement_that_was_interrupted_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once, then = "python -m clipstem.exam --help", "python -m clipstem.bank --help"
+    ran = measure.run_each([once], tmp_path)
+    assert ran[once]["seconds"] > 0
+    again: list[str] = []
+    monkeypatch.setattr(measure, "run_command", lambda command, _: again.append(command))
+    assert measure.run_each([once, then], tmp_path) == {**ran, then: None}
+    assert again == [then]
+
+
 def test_the_sample_of_shards_opens() -> None:
     sample = open_dataset(str(ROOT / "shards" / "sample"))
     for split, size in sample.manifest.questions.items():
