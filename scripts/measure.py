@@ -229,7 +229,8 @@ def exported(figures: dict[str, Any]) -> str:
         "Bundles beside torch on the same questions, and int8 beside fp32, on "
         f"{figures['machine']['cores']} CPU cores: `tiny` and `vit_b32`\nwith random weights, "
         "`forty` as the experiment trained it; the drop is the upper end of the paired\n"
-        "difference's interval (`python scripts/measure_export.py runs/forty`).",
+        "difference's interval, speeds are of turns one after the other "
+        "(`python scripts/measure_export.py runs/forty`).",
         "",
         "| bundle | questions | largest Δp | other choices | accuracy, % (torch) "
         "| drop ≤, points | MB | questions/s | × torch | × fp32 | least cosine | first score, s |",
@@ -238,15 +239,16 @@ def exported(figures: dict[str, Any]) -> str:
     for title, found in figures["bundles"].items():
         for variant, it in found["variants"].items():
             only = variant == "int8"
-            speed = f"{found['int8_speed']:.2f}" if only else ""
+            seconds = {name: statistics.median(it) for name, it in found["seconds"].items()}
+            speed = f"{seconds['fp32'] / seconds['int8']:.2f}" if only else ""
             cosine = f"{min(found['least_cosines'].values()):.4f}" if only else ""
             first = "" if only else found["first_score_seconds"]
             rows.append(
                 f"| {title}, {variant} | {it['questions']:,} | {it['largest_difference']:.1e} "
                 f"| {it['choices_that_differ']} | {it['accuracy']} ({it['torch_accuracy']}) "
                 f"| {it['accuracy_drop_at_most']} | {it['megabytes']} "
-                f"| {it['questions_per_second']:,} | {it['speed']:.2f} | {speed} | {cosine} "
-                f"| {first} |"
+                f"| {found['turn_questions'] / seconds[variant]:,.0f} "
+                f"| {seconds['torch'] / seconds[variant]:.2f} | {speed} | {cosine} | {first} |"
             )
     return "\n".join(rows)
 
