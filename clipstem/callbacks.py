@@ -11,15 +11,17 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
 
+from clipstem import ranks
 from clipstem.atomic import new_file, new_folder
 from clipstem.averages import MovingAverage
 from clipstem.batches import has_answers
 from clipstem.config import TrainConfig
 from clipstem.metrics import Summary, summarize
 from clipstem.question import ClipstemError
-from clipstem.run import Run
+from clipstem.run import Run, damage_of
 from clipstem.scorer import Scorer
 from clipstem.shards import Dataset
+from clipstem.stopping import STOPPED, StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -67,11 +69,13 @@ class EvaluateOnTune(L.Callback):
 
     Without answered questions in `tune` it only writes checkpoints, and the last weights count as
     the best. A checkpoint names the best weights of its time, and all are whole or not there, so a
-    run that is killed at any moment goes on from files that belong together.
+    run that is killed at any moment goes on from files that belong together. The last two
+    checkpoints stay, with the weights that they name.
 
     Attributes:
         kept: (macro accuracy, -nll, step) of the evaluations whose weights are kept, best first:
             as many as the soup is made of, at least one.
+        saved: the steps of `kept` in the checkpoint before.
     """
 
     def __init__(
@@ -81,24 +85,30 @@ class EvaluateOnTune(L.Callback):
         dataset: Dataset,
         scorer: Scorer,
         average: AverageWeights | None,
+        stop: StopRequest,
     ) -> None:
         self.run = run
         self.config = config
         self.dataset = dataset
         self.scorer = scorer
         self.average = average
+        self.stop = stop
         self.has_tune = has_answers(dataset, "tune")
         self.kept: list[tuple[float, float, int]] = []
         self.best_macro = -1.0
         self.waited = 0
+        self.saved: list[int] = []
 
     def state_dict(self) -> dict[str, Any]:
         return {"kept": self.kept, "best_macro": self.best_macro, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         vars(self).update(state_dict)
+        self.saved = [step for _, _, step in self.kept]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.stop.listen()  # Lightning would act on a signal in the middle of a step
+        self.stop.is_awaited = True
         self._stop_if_patience_is_over(trainer)  # it may have been stopped before its end
 
     def on_train_batch_end(
@@ -109,19 +119,37 @@ class EvaluateOnTune(L.Callback):
         batch: Any,
         number: int,
     ) -> None:
-        step = trainer.global_step
-        is_last = step == trainer.max_steps
-        is_whole = (number + 1) % self.config.accumulate == 0
-        if not is_whole or not (is_last or step % self.config.eval_every_steps == 0):
+        if (number + 1) % self.config.accumulate:
             return
-        with self.average.in_place() if self.average else nullcontext():
-            self._evaluate(trainer, step)
-        with new_file(self.run.last_checkpoint, replace=True) as partial:
-            trainer.save_checkpoint(partial, weights_only=False)
-            if not partial.stat().st_size:  # Lightning passes over a folder it may not write to
-                raise ClipstemError(f"{self.run.last_checkpoint} could not be written")
-        self.run.keep_only([step for _, _, step in self.kept])
+        step = trainer.global_step
+        is_evaluated = step == trainer.max_steps or step % self.config.eval_every_steps == 0
+        if is_evaluated:
+            with self.average.in_place() if self.average else nullcontext():
+                self._evaluate(trainer, step)
+        every = self.config.checkpoint_every_steps
+        is_asked_to_stop = ranks.any_of(self.stop.signal is not None)
+        if is_evaluated or is_asked_to_stop or (every is not None and step % every == 0):
+            self._save(trainer, step)
+        if is_asked_to_stop:
+            log.info("%s: stopped after step %d; go on with resume=true", self.stop.signal, step)
+            raise SystemExit(STOPPED)
         self._stop_if_patience_is_over(trainer)
+
+    def _save(self, trainer: L.Trainer, step: int) -> None:
+        path = self.run.checkpoint(step)
+        if ranks.is_first():
+            with new_file(path, replace=True) as partial:
+                trainer.save_checkpoint(partial, weights_only=False)
+                # Read back: Lightning passes over a folder that it may not write to.
+                if (damage := damage_of(partial)) is not None:
+                    raise ClipstemError(f"{path} could not be written whole ({damage})")
+        else:
+            trainer.save_checkpoint(path, weights_only=False)  # which only the first writes
+        kept = [step for _, _, step in self.kept]
+        if ranks.is_first():
+            self.run.keep_last_checkpoints()
+            self.run.keep_only({*kept, *self.saved})
+        self.saved = kept
 
     def _evaluate(self, trainer: L.Trainer, step: int) -> None:
         if not self.has_tune:
@@ -137,7 +165,7 @@ class EvaluateOnTune(L.Callback):
     def _keep(self, rank: tuple[float, float, int]) -> None:
         """Keep the model's weights if they are among the best."""
         self.kept = sorted([*self.kept, rank], reverse=True)[: max(1, self.config.tune.soup)]
-        if rank in self.kept:
+        if rank in self.kept and ranks.is_first():
             folder = self.run.kept(rank[-1])
             shutil.rmtree(folder, ignore_errors=True)  # of a run killed before its checkpoint
             with new_folder(folder) as partial:

@@ -68,10 +68,13 @@ class TrainerConfig:
     """Processes that read, decode and pack; 0 does it in the main process."""
     threads: int | None = None
     """CPU threads that torch uses; null leaves it to torch."""
+    devices: int | None = 1
+    """`train`: GPUs of a machine that train together, or with `device=cpu` processes; null takes
+    every GPU. Where torchrun or srun start the processes, they say how many."""
 
     def __post_init__(self) -> None:
         _require_at_least(self, 0, "workers")
-        _require_at_least(self, 1, "threads")
+        _require_at_least(self, 1, "threads", "devices")
 
 
 @dataclass
@@ -236,6 +239,11 @@ class TrainConfig:
     `clipstem.perturb` states: `blank_picture` trains a model that never sees a picture."""
     eval_every_steps: int = 200
     """Steps between two evaluations on `tune`; each also writes a checkpoint."""
+    checkpoint_every_steps: int | None = None
+    """Steps between two checkpoints besides those; null writes no others."""
+    max_nonfinite_steps: int = 10
+    """Steps whose gradient is not finite are skipped and listed in `nonfinite.jsonl`; more than
+    this many stop the run."""
     patience: int | None = 5
     """Evaluations without a better macro accuracy on `tune` before stopping; null never stops."""
     seed: int = 0
@@ -248,8 +256,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "batch_size", "accumulate", "eval_every_steps", "epochs")
-        _require_at_least(self, 1, "steps", "patience")
-        _require_at_least(self, 0, "seed", "contrast_weight")
+        _require_at_least(self, 1, "steps", "patience", "checkpoint_every_steps")
+        _require_at_least(self, 0, "seed", "contrast_weight", "max_nonfinite_steps")
         _require_seed(self.seed)
         if self.batch_size % self.accumulate:
             raise ClipstemError(

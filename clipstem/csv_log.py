@@ -29,7 +29,8 @@ class CsvLog(Logger):
         super().__init__()
         self.path = path
         if path.exists() and path.stat().st_size:
-            header, *rows = path.read_text().splitlines()
+            # A row that a killed process began has no end: it is none.
+            header, *rows = path.read_text().rpartition("\n")[0].splitlines()
             kept = [row for row in rows if int(row.split(",")[0]) <= steps_done]
             with new_file(path, replace=True) as partial:
                 partial.write_text("\n".join([header, *kept]) + "\n")
@@ -46,7 +47,7 @@ class CsvLog(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         is_new = not (self.path.exists() and self.path.stat().st_size)
         with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, self.COLUMNS)
+            writer = csv.DictWriter(file, self.COLUMNS, lineterminator="\n")
             if is_new:
                 writer.writeheader()
             writer.writerow(

@@ -5,19 +5,26 @@ Q questions, K most options, V queries, I pictures.
 
 from __future__ import annotations
 
+import json
+import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 
-from clipstem import layers, loss, pairs
+from clipstem import layers, loss, pairs, ranks
+from clipstem.atomic import new_file
 from clipstem.config import OptimizerConfig, TrainConfig
 from clipstem.pairs import PairBatch
 from clipstem.question import ClipstemError
 from clipstem.towers import Towers
+
+log = logging.getLogger(__name__)
 
 POSITIONS = (
     *("positional_embedding", "pos_embed", "position_embeddings.weight"),
@@ -29,29 +36,43 @@ MAX_LOG_SCALE = math.log(100)  # CLIP's own clamp of the logit scale, arXiv 2103
 
 
 class Learner(L.LightningModule):
-    """Cross-entropy over a question's options, plus the in-batch contrast by its weight."""
+    """Cross-entropy over a question's options, plus the in-batch contrast by its weight.
 
-    def __init__(self, towers: Towers, config: TrainConfig, steps: int) -> None:
+    Attributes:
+        nonfinite: the steps that were skipped because their gradient was not finite, with the
+            questions of each; written to `nonfinite_file` too.
+    """
+
+    def __init__(
+        self, towers: Towers, config: TrainConfig, steps: int, nonfinite_file: Path
+    ) -> None:
         super().__init__()
         self.towers = towers
         self.config = config
         self.steps = steps
+        self.nonfinite_file = nonfinite_file
+        self.nonfinite: list[dict[str, Any]] = []
+        self._ids: list[str] = []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["nonfinite"] = self.nonfinite
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.nonfinite = checkpoint["nonfinite"]
 
     def training_step(self, batch: PairBatch, number: int) -> Tensor:
         # What is dropped in a step depends on the step alone, so that a resumed run repeats it.
-        part = self.global_step * self.config.accumulate + number % self.config.accumulate
-        torch.manual_seed(self.config.seed * 2**32 + part)
+        accumulate = self.config.accumulate
+        part = self.global_step * ranks.world() + ranks.rank()
+        torch.manual_seed(self.config.seed * 2**32 + part * accumulate + number % accumulate)
+        self._ids += filter(None, batch.ids)
         terms = self.terms(batch)
         total = terms["listwise"] + self.config.contrast_weight * terms["contrast"]
-        if not torch.isfinite(total):
-            raise ClipstemError(
-                f"the loss of step {self.global_step + 1} is {total.item()}; try a lower "
-                f"optimizer.lr (questions {', '.join(filter(None, batch.ids))})"
-            )
+        said = ranks.mean({name: value.detach() for name, value in terms.items()})
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         # "step" tells Lightning which step the values belong to: optimiser steps, counted from 1.
         step = float(self.global_step + 1)
-        self.log_dict({**terms, "lr": rate, "step": step}, batch_size=1)
+        self.log_dict({**said, "lr": rate, "step": step}, batch_size=1)
         return total
 
     def terms(self, batch: PairBatch) -> dict[str, Tensor]:
@@ -59,12 +80,16 @@ class Learner(L.LightningModule):
         image_ID, text_UD = self.towers.embed(batch)
         # Only the towers run in bf16: cosines, softmax and losses need fp32.
         with torch.autocast(self.device.type, enabled=False):
-            cosine_VI = pairs.cosines(batch, image_ID, text_UD)
+            query_VD = pairs.queries(batch, image_ID, text_UD)
+            cosine_VI = query_VD @ image_ID.T
             scale = self.towers.scale.float()
             logits_QK = pairs.score(batch, cosine_VI, scale)
             smoothing = self.config.tune.label_smoothing
             listwise_Q = loss.listwise(logits_QK, batch.answer_Q, smoothing)
-            contrast_Q = loss.in_batch_contrast(scale * cosine_VI, batch)
+            own = every = loss.right_pairs(batch)
+            if ranks.world() > 1 and self.config.contrast_weight:
+                cosine_VI, own, every = loss.over_ranks(batch, image_ID, query_VD, own)
+            contrast_Q = loss.in_batch_contrast(scale * cosine_VI, own, every)
         right_Q = (logits_QK.argmax(dim=1) == batch.answer_Q).float()
         means = {"listwise": listwise_Q, "contrast": contrast_Q, "accuracy": right_Q}
         return {name: self._mean(value_Q, batch) for name, value_Q in means.items()} | {
@@ -75,14 +100,15 @@ class Learner(L.LightningModule):
         """The part's share of the mean over the global batch.
 
         Weights are 1 / (questions of the global batch); Lightning divides by the number of parts
-        that are accumulated, so that is taken back here.
+        that are accumulated, and torch by the number of ranks, so that is taken back here.
         """
-        return (value_Q * batch.weight_Q).sum() * self.config.accumulate
+        return (value_Q * batch.weight_Q).sum() * self.config.accumulate * ranks.world()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         with torch.no_grad():  # before anything is evaluated or saved
             self.towers.model.logit_scale.clamp_(max=MAX_LOG_SCALE)
+            ranks.take_from_first(_batch_statistics(self.towers))
 
     def configure_gradient_clipping(
         self,
@@ -92,7 +118,31 @@ class Learner(L.LightningModule):
     ) -> None:
         # Lightning refuses to clip for a fused optimiser under mixed precision, for the sake of
         # fp16's loss scaling; bf16 has none.
-        torch.nn.utils.clip_grad_norm_(self.parameters(), self.config.optimizer.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.parameters(), self.config.optimizer.clip_norm
+        ).item()  # of the whole batch, so that all ranks see the same
+        if not math.isfinite(norm):
+            optimizer.zero_grad(set_to_none=True)  # and so the step changes nothing
+            self._note_nonfinite(norm)
+        self._ids.clear()
+
+    def _note_nonfinite(self, norm: float) -> None:
+        questions = [id for ids in ranks.gathered(self._ids) for id in ids]
+        step = self.global_step + 1
+        self.nonfinite.append({"step": step, "gradient_norm": str(norm), "questions": questions})
+        if ranks.is_first():
+            with new_file(self.nonfinite_file, replace=True) as partial:
+                partial.write_text("".join(f"{json.dumps(it)}\n" for it in self.nonfinite))
+        most = self.config.max_nonfinite_steps
+        if len(self.nonfinite) > most or not all(
+            values.isfinite().all() for values in _batch_statistics(self.towers)
+        ):
+            raise ClipstemError(
+                f"the gradient of step {step} is not finite, as of {len(self.nonfinite)} steps in "
+                f"all (max_nonfinite_steps={most}); try a lower optimizer.lr, and look at the "
+                f"questions in {self.nonfinite_file}"
+            )
+        log.warning("step %d: the gradient is %s; the step is skipped", step, norm)
 
     def transfer_batch_to_device(
         self, batch: PairBatch, device: torch.device, dataloader_idx: int
@@ -108,6 +158,12 @@ class Learner(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+
+def _batch_statistics(model: torch.nn.Module) -> list[Tensor]:
+    """What BatchNorm remembers, which no gradient changes."""
+    norms = (it for it in model.modules() if isinstance(it, _BatchNorm))
+    return [values for norm in norms for values in norm.buffers() if values.is_floating_point()]
 
 
 def adamw(towers: Towers, config: OptimizerConfig, layer_decay: float = 1.0) -> torch.optim.AdamW:

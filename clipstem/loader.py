@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,20 +16,21 @@ from clipstem.batches import AHEAD, Batches
 from clipstem.images import warm_up
 from clipstem.pairs import PairBatch
 from clipstem.question import ClipstemError
+from clipstem.stopping import SIGNALS
 
 
 @dataclass(frozen=True)
-class _From(Sampler[int]):
-    """0 … length − 1, of which the ones before `start` are passed over without being read."""
+class _These(Sampler[int]):
+    """Given numbers of batches; whoever counts them also counts the ones passed over before."""
 
-    start: int
-    length: int
+    numbers: Sequence[int]
+    passed: int
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.length))
+        return iter(self.numbers)
 
     def __len__(self) -> int:
-        return self.length
+        return self.passed + len(self.numbers)
 
 
 class _Loader(DataLoader[PairBatch]):
@@ -39,20 +43,41 @@ class _Loader(DataLoader[PairBatch]):
 
 
 def load(
-    batches: Batches, workers: int, start: int = 0, pin: bool = False
+    batches: Batches,
+    workers: int,
+    numbers: Sequence[int] | None = None,
+    passed: int = 0,
+    pin: bool = False,
 ) -> DataLoader[PairBatch]:
-    """The batches in order, from number `start` on, made by `workers` processes."""
+    """The batches of these numbers, or all, made in order by `workers` processes.
+
+    Those that are `passed` over, because an earlier process has had them, are never read.
+    """
     if workers:
         warm_up()
     return _Loader(
         batches,  # type: ignore[arg-type]  # any sequence will do
         batch_size=None,
-        sampler=_From(start, len(batches)),
+        sampler=_These(range(len(batches)) if numbers is None else numbers, passed),
         num_workers=workers,
         collate_fn=_tensors,
         pin_memory=pin,
         prefetch_factor=AHEAD if workers else None,
+        worker_init_fn=_outlive_signals,
     )
+
+
+def _outlive_signals(worker: int) -> None:
+    """A cluster sends them to every process, but a step that is to be finished needs its data: so
+    only the process that has started a worker ends it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    threading.Thread(target=_end_with_the_run, daemon=True).start()
+
+
+def _end_with_the_run() -> None:
+    while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _tensors(batch: Any) -> Any:

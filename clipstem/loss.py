@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipstem.pairs import LOWEST_LOGIT, PairBatch
+from clipstem import ranks
+from clipstem.pairs import EMPTY, LOWEST_LOGIT, Distinct, PairBatch
 
 
 def listwise(logits_QK: Tensor, answer_Q: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -26,27 +30,100 @@ def listwise(logits_QK: Tensor, answer_Q: Tensor, smoothing: float = 0.0) -> Ten
     return (1 - smoothing) * right_Q + smoothing * even_Q
 
 
-def in_batch_contrast(logits_VI: Tensor, batch: PairBatch) -> Tensor:
-    """Each right pair against all other queries and all other pictures of the batch, [Q], nats.
+@dataclass(frozen=True)
+class RightPairs:
+    """The query and the picture of each question's right answer, as numbers.
+
+    Attributes:
+        known_Q: False where the answer is unknown or has no pair: the numbers mean nothing then.
+    """
+
+    query_Q: Tensor
+    picture_Q: Tensor
+    known_Q: Tensor
+
+
+def right_pairs(batch: PairBatch) -> RightPairs:
+    """Those of a batch; an empty place has none."""
+    answer_Q1 = batch.answer_Q.clamp(min=0)[:, None]
+    has_pair_Q = batch.filled_QK.gather(1, answer_Q1)[:, 0] > 0
+    right_Q = batch.cell_QK.gather(1, answer_Q1)[:, 0]
+    return RightPairs(
+        query_Q=right_Q // len(batch.pictures),
+        picture_Q=right_Q % len(batch.pictures),
+        known_Q=(batch.answer_Q >= 0) & (batch.weight_Q > 0) & has_pair_Q,
+    )
+
+
+def in_batch_contrast(logits_VI: Tensor, own: RightPairs, every: RightPairs) -> Tensor:
+    """Each of `own` right pairs against all other queries and all other pictures, [Q], nats.
 
     The mean of two cross-entropies: picture to queries and query to pictures. What is known to be
     right as well is no negative: the same text or picture may be the right one of several
-    questions, so every right pair of the batch but the one asked about is left out of the sums.
-    A question whose right answer is unknown, or has no pair, has loss 0.
+    questions, so of `every` right pair there is, all but the one asked about are left out of the
+    sums. A question whose right pair is not known has loss 0.
     From scratch this is what makes a model learn: the options of one question begin almost
     identical in text space. Source: CLIP (arXiv 2103.00020) for the symmetric loss.
     """
-    pictures = logits_VI.shape[1]
-    answer_Q1 = batch.answer_Q.clamp(min=0)[:, None]
-    has_pair_Q = batch.filled_QK.gather(1, answer_Q1)[:, 0] > 0
-    known_Q = (batch.answer_Q >= 0) & (batch.weight_Q > 0) & has_pair_Q
-    right_Q = batch.cell_QK.gather(1, answer_Q1)[:, 0]
-    query_Q, picture_Q = right_Q // pictures, right_Q % pictures
     right_VI = torch.zeros_like(logits_VI, dtype=torch.bool)
-    right_VI[query_Q[known_Q], picture_Q[known_Q]] = True
-    to_queries_Q = _against_all(logits_VI.T, right_VI.T, picture_Q, query_Q)
-    to_pictures_Q = _against_all(logits_VI, right_VI, query_Q, picture_Q)
-    return (to_queries_Q + to_pictures_Q) / 2 * known_Q
+    right_VI[every.query_Q[every.known_Q], every.picture_Q[every.known_Q]] = True
+    to_queries_Q = _against_all(logits_VI.T, right_VI.T, own.picture_Q, own.query_Q)
+    to_pictures_Q = _against_all(logits_VI, right_VI, own.query_Q, own.picture_Q)
+    return (to_queries_Q + to_pictures_Q) / 2 * own.known_Q
+
+
+def over_ranks(
+    batch: PairBatch, image_ID: Tensor, query_VD: Tensor, own: RightPairs
+) -> tuple[Tensor, RightPairs, RightPairs]:
+    """The contrast's inputs over the whole batch, of which each rank has a part.
+
+    Returns the cosines of every distinct query and picture of all ranks, with gradients for the
+    ranks that have made them, this rank's right pairs, and every rank's: the same pairs as if one
+    rank had the batch.
+    """
+    texts = [batch.joined[text].tokens for text, _ in batch.queries]
+    contexts = [None if place == EMPTY else batch.pictures[place] for _, place in batch.queries]
+    pictures, queries = zip(
+        *ranks.gathered((batch.pictures, tuple(zip(texts, contexts, strict=True)))), strict=True
+    )
+    # ---- embeddings: every rank gives as many rows, its pictures first
+    rows_ND = torch.cat([image_ID, query_VD])
+    most = max(len(p) + len(q) for p, q in zip(pictures, queries, strict=True))
+    all_MD = ranks.gathered_rows(F.pad(rows_ND, (0, 0, 0, most - len(rows_ND))))
+    starts = [rank * most for rank in range(len(pictures))]
+    image_rows, image_numbers = _distinct(pictures, starts)
+    behind = [start + len(p) for start, p in zip(starts, pictures, strict=True)]
+    query_rows, query_numbers = _distinct(queries, behind)
+
+    def chosen(rows: list[int]) -> Tensor:
+        return all_MD.index_select(0, torch.tensor(rows, device=all_MD.device))
+
+    cosine_VI = chosen(query_rows) @ chosen(image_rows).T
+    # ---- right pairs, in the numbers of the whole batch
+    query_Q = torch.tensor(query_numbers[ranks.rank()], device=own.query_Q.device)[own.query_Q]
+    picture_Q = torch.tensor(image_numbers[ranks.rank()], device=own.query_Q.device)[own.picture_Q]
+    every_M3 = ranks.gathered_rows(torch.stack([query_Q, picture_Q, own.known_Q.long()], dim=1))
+    every_query, every_picture, every_known = every_M3.unbind(dim=1)
+    return (
+        cosine_VI,
+        RightPairs(query_Q, picture_Q, own.known_Q),
+        RightPairs(every_query, every_picture, every_known.bool()),
+    )
+
+
+def _distinct(
+    keys_of_rank: Sequence[Sequence[Hashable]], starts: Sequence[int]
+) -> tuple[list[int], list[list[int]]]:
+    """The row of each distinct key, where it is first met, and the number of each rank's keys."""
+    known: Distinct[Hashable] = Distinct()
+    rows: list[int] = []
+    numbers: list[list[int]] = []
+    for keys, start in zip(keys_of_rank, starts, strict=True):
+        numbers.append([known.number(key) for key in keys])
+        for place, number in enumerate(numbers[-1]):
+            if number == len(rows):
+                rows.append(start + place)
+    return rows, numbers
 
 
 def _against_all(logits_NM: Tensor, right_NM: Tensor, row_Q: Tensor, column_Q: Tensor) -> Tensor:

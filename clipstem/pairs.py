@@ -69,7 +69,8 @@ class PairBatch:
         pictures: their content hashes, in the same order.
         texts: each distinct text once, packed.
         joined: the same texts, one by one.
-        text_of_V, picture_of_V: the text of each query, and its picture or `EMPTY`.
+        queries: the text of each query, and its picture or `EMPTY`.
+        text_of_V, picture_of_V: the same as arrays.
         cell_QK: int64 index of the option's cosine in the flattened [V, I] matrix; 0 where empty.
         filled_QK: fp32, 1 where there is an option to score, 0 where the cell is empty.
         answer_Q: int64, the right option or `UNKNOWN_ANSWER`.
@@ -82,6 +83,7 @@ class PairBatch:
     pictures: tuple[str, ...]
     texts: PackedTexts
     joined: tuple[JoinedText, ...]
+    queries: tuple[tuple[int, int], ...]
     text_of_V: Array
     picture_of_V: Array
     cell_QK: Array
@@ -95,7 +97,7 @@ class PairBatch:
         arrays = {
             name: change(value)
             for name, value in vars(self).items()
-            if name not in ("ids", "pictures", "texts", "joined")
+            if name not in ("ids", "pictures", "texts", "joined", "queries")
         }
         return replace(self, texts=self.texts.map(change), **arrays)
 
@@ -104,7 +106,7 @@ class PairBatch:
         return self.map(lambda array: array.pin_memory())
 
 
-class _Distinct(dict[Key, int]):
+class Distinct(dict[Key, int]):
     """Numbers things in the order in which they are first met."""
 
     def number(self, key: Key) -> int:
@@ -125,9 +127,9 @@ def collate(
         ClipstemError: naming the question, if a picture does not decode or there is none.
     """
     ids = tuple(question.id if question else "" for question in questions)
-    pictures: _Distinct[str] = _Distinct()
-    texts: _Distinct[Tokens] = _Distinct()
-    queries: _Distinct[tuple[int, int]] = _Distinct()
+    pictures: Distinct[str] = Distinct()
+    texts: Distinct[Tokens] = Distinct()
+    queries: Distinct[tuple[int, int]] = Distinct()
     pixels: list[np.ndarray] = []
     joined: list[JoinedText] = []
     cells: list[list[tuple[int, int]]] = []
@@ -167,6 +169,7 @@ def collate(
         pictures=tuple(pictures),
         texts=lay_out(joined, tokenizer),
         joined=tuple(joined),
+        queries=tuple(queries),
         text_of_V=text_of_V,
         picture_of_V=picture_of_V,
         cell_QK=cell_QK,
@@ -197,7 +200,12 @@ def _rows(array: Array, index: Array) -> Array:
 
 
 def cosines(batch: PairBatch, image_ID: Array, text_UD: Array) -> Array:
-    """cos(query, picture) for every query and picture of the batch, [V, I]; NumPy or torch.
+    """cos(query, picture) for every query and picture of the batch, [V, I]; NumPy or torch."""
+    return queries(batch, image_ID, text_UD) @ image_ID.T
+
+
+def queries(batch: PairBatch, image_ID: Array, text_UD: Array) -> Array:
+    """What pictures are compared with, query_VD; NumPy or torch.
 
     `image_ID` and `text_UD` have unit length, and so have the queries: a text, or the sum of a
     text and the problem's picture brought back to unit length.
@@ -210,7 +218,7 @@ def cosines(batch: PairBatch, image_ID: Array, text_UD: Array) -> Array:
         norm_V1 = (query_VD * query_VD).sum(-1)[:, None] ** 0.5
         # Queries without a picture have unit length already: divide by exactly 1.
         query_VD = query_VD / (has_picture_V1 * norm_V1 + ~has_picture_V1)
-    return query_VD @ image_ID.T
+    return query_VD
 
 
 def score(batch: PairBatch, cosine_VI: Array, scale: Array | float) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,26 @@ class Predictions:
         with new_file(path) as partial:
             partial.write_text("\n".join(map(str, choice_of_row)))
         return source_rows - len(self)
+
+
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """Parts of a split's predictions, one after the other, with the first one's provenance."""
+    most = max(part.probs_QK.shape[1] for part in parts)
+
+    def wide(part_QK: NDArray[Any], filling: float) -> NDArray[Any]:
+        padding = ((0, 0), (0, most - part_QK.shape[1]))
+        return np.pad(part_QK, padding, constant_values=filling)
+
+    lowest = float(np.finfo(np.float32).min)
+    return replace(
+        parts[0],
+        columns={
+            name: [value for part in parts for value in part.columns[name]]
+            for name in parts[0].columns
+        },
+        probs_QK=np.concatenate([wide(part.probs_QK, 0.0) for part in parts]),
+        logits_QK=np.concatenate([wide(part.logits_QK, lowest) for part in parts]),
+    )
 
 
 def read(path: Path) -> Predictions:

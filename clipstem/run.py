@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import platform
 import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Collection
+import zipfile
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from clipstem.atomic import new_file
+from clipstem.atomic import new_file, new_folder
 from clipstem.question import ClipstemError
+
+log = logging.getLogger(__name__)
 
 MAY_CHANGE = {"resume", "out", "data", "trainer", "logger"}
 """Settings of a run that may be others when it is resumed: where things are, machine and logs."""
@@ -32,9 +36,14 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Run:
-    """Names of what a run's folder holds; `DONE` is written last."""
+    """Names of what a run's folder holds; `DONE` is written last.
+
+    Attributes:
+        is_writer: False for a process that only reads, because another one writes the same.
+    """
 
     folder: Path
+    is_writer: bool = True
 
     @property
     def config(self) -> Path:
@@ -57,10 +66,42 @@ class Run:
             if folder not in kept:
                 shutil.rmtree(folder)
 
+    def keep_last_checkpoints(self) -> None:
+        """Remove all but the last two."""
+        for path in self.checkpoints[2:]:
+            path.unlink()
+
+    def checkpoint(self, step: int) -> Path:
+        """Everything that an unfinished run needs to go on after that step."""
+        return self.folder / "checkpoints" / f"step-{step:08d}.ckpt"
+
     @property
-    def last_checkpoint(self) -> Path:
-        """Where an unfinished run goes on from."""
-        return self.folder / "checkpoints" / "last.ckpt"
+    def checkpoints(self) -> list[Path]:
+        """Newest first."""
+        return sorted((self.folder / "checkpoints").glob("step-*.ckpt"), reverse=True)
+
+    def last_whole_checkpoint(self) -> tuple[Path | None, int]:
+        """The checkpoint to go on from and its step; (None, 0) if nothing was written yet.
+
+        A damaged one is named, set aside as `*.damaged`, and the one before it is used.
+
+        Raises:
+            ClipstemError: if there are checkpoints, but all of them are damaged.
+        """
+        found = self.checkpoints
+        for path in found:
+            if (damage := damage_of(path)) is None:
+                return path, int(path.stem.removeprefix("step-"))
+            log.warning(
+                "%s: is damaged (%s); it is set aside, the one before it is used", path, damage
+            )
+            path.rename(path.with_suffix(".damaged"))
+        if found:
+            raise ClipstemError(
+                f"{found[0].parent}: every checkpoint is damaged; move {self.folder} away and "
+                "start again"
+            )
+        return None, 0
 
     @property
     def metrics(self) -> Path:
@@ -77,6 +118,8 @@ class Run:
 
     def write_facts(self, **facts: Any) -> None:
         """Add to `run.json`."""
+        if not self.is_writer:
+            return
         known = self.facts if (self.folder / "run.json").exists() else {}
         with new_file(self.folder / "run.json", replace=True) as partial:
             partial.write_text(json.dumps({**known, **facts}, indent=2) + "\n")
@@ -86,12 +129,14 @@ class Run:
         return (self.folder / "DONE").exists()
 
     def finish(self) -> None:
+        if not self.is_writer:
+            return
         with new_file(self.folder / "DONE") as partial:
             partial.write_text(time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()))
 
 
-def start(folder: Path, config_yaml: str, resume: bool) -> Run:
-    """Make a run's folder, or take up an unfinished one.
+def start(folder: Path, config_yaml: str, resume: bool, facts: Mapping[str, Any]) -> Run:
+    """Make a run's folder with `config.yaml` and `run.json`, or take up an unfinished one.
 
     Raises:
         ClipstemError: if the folder exists and is not to be resumed, or is finished already.
@@ -107,9 +152,10 @@ def start(folder: Path, config_yaml: str, resume: bool) -> Run:
             f"{folder} exists and is never overwritten; choose another out=<folder>, "
             "or resume=true for an unfinished run"
         )
-    folder.mkdir(parents=True)
-    with new_file(run.config) as partial:
-        partial.write_text(config_yaml)
+    with new_folder(folder) as partial:
+        made = Run(partial)
+        made.config.write_text(config_yaml)
+        made.write_facts(**environment(), **facts)
     return run
 
 
@@ -126,6 +172,16 @@ def _refuse_other_settings(run: Run, config_yaml: str) -> None:
                 f"conf key '{key}': is {now[key]}, but {run.folder} began with {began.get(key)}; "
                 "resume with the same, or choose another out=<folder>"
             )
+
+
+def damage_of(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, by the checksums that torch's zip format holds; or None."""
+    try:
+        with zipfile.ZipFile(checkpoint) as file:
+            bad = file.testzip()
+    except Exception as error:  # a damaged file makes zipfile raise anything
+        return str(error)
+    return None if bad is None else f"the checksum of {bad} is wrong"
 
 
 def finished(folder: Path) -> Run:

@@ -15,15 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipstem import loader, pairs, run, towers
-from clipstem.batches import Batches
+from clipstem import loader, pairs, prediction, ranks, run, towers
+from clipstem.batches import Batches, usable
 from clipstem.command import model_config
 from clipstem.config import ModelConfig, Precision, TrainerConfig
-from clipstem.engine import Engine
+from clipstem.engine import ALL, Engine, Progress
 from clipstem.images import PictureSpec
 from clipstem.memory import Memory
 from clipstem.pairs import PairBatch
+from clipstem.prediction import Predictions
 from clipstem.question import ClipstemError, ProblemPicture
+from clipstem.shards import Dataset
 from clipstem.tokens import Tokenizer
 from clipstem.towers import Towers
 
@@ -69,6 +71,32 @@ class Scorer(Engine):
             "parameters": sum(weight.numel() for weight in self.model.parameters()),
             "device": device_name(self.device),
         }
+
+    def predict(
+        self,
+        dataset: Dataset,
+        split: str,
+        batch_size: int,
+        progress: Progress = lambda questions: None,
+        memory: Memory | None = None,
+        chosen: slice = ALL,
+    ) -> Predictions:
+        """As every engine does; ranks share the work, and each gets all of it."""
+        if (world := ranks.world()) == 1:
+            return super().predict(dataset, split, batch_size, progress, memory, chosen)
+        places = range(int(usable(dataset, split, answered=False).sum()))[chosen]
+        own = places[
+            len(places) * ranks.rank() // world : len(places) * (ranks.rank() + 1) // world
+        ]
+        part = super().predict(
+            dataset,
+            split,
+            batch_size,
+            lambda questions: progress(questions * world),  # the others are as fast
+            memory,
+            slice(own.start, own.stop, own.step),
+        )
+        return prediction.joined(ranks.gathered(part))
 
     def logits(self, batch: PairBatch) -> Tensor:
         """logits_QK of a batch, before the temperature, fp32."""

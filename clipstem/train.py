@@ -8,9 +8,9 @@ import importlib.util
 import logging
 import math
 import shutil
-import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ import lightning as L
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from clipstem import averages, charts, console, layers, loader, run, shards, towers
+from clipstem import averages, charts, console, layers, loader, ranks, run, shards, towers
 from clipstem.atomic import new_file, new_folder
 from clipstem.batches import NOBODY, Batches, batched, has_answers, usable
 from clipstem.callbacks import AverageWeights, Bar, EvaluateOnTune, summary_on_tune
@@ -39,17 +40,25 @@ from clipstem.question import ClipstemError
 from clipstem.run import Run
 from clipstem.scorer import Scorer
 from clipstem.shards import Dataset
+from clipstem.stopping import STOPPED, StopRequest
 from clipstem.towers import Towers
 
 log = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig) -> Run:
-    """Fine-tune as the config says; returns the finished run.
+    """Fine-tune as the config says, with the other ranks if there are any; returns the run.
 
     Raises:
         ClipstemError: if the data, the model or the run's folder are not as expected.
+        SystemExit: with the status `STOPPED`, when a signal asks for it; a checkpoint is written.
     """
+    with StopRequest() as stop, ranks.joined(config.trainer), contextlib.ExitStack() as to_release:
+        console.console.quiet |= not ranks.is_first()
+        return _train(config, stop, to_release)
+
+
+def _train(config: TrainConfig, stop: StopRequest, to_release: contextlib.ExitStack) -> Run:
     # ---- data and model, before anything is written
     dataset = _questions(config)
     _refuse_what_would_fail(config, dataset)
@@ -65,57 +74,22 @@ def train(config: TrainConfig) -> Run:
     }
     scorer = _scorer(model, config, provenance)
     # ---- the run's folder
-    made = run.start(
-        Path(config.out), OmegaConf.to_yaml(OmegaConf.structured(config)), config.resume
-    )
-    with _only_writer(made):
-        _write(config, dataset, order_SN, scorer, made)
-    return made
-
-
-@contextlib.contextmanager
-def _only_writer(made: Run) -> Iterator[None]:
-    """Meanwhile no other process may write this run; a killed one's right ends with it."""
-    try:
-        with FileLock(made.folder / ".lock", blocking=False):
-            yield
-    except Timeout:
-        raise ClipstemError(
-            f"{made.folder}: another process is writing this run; wait for its end, or choose "
-            "another out=<folder>"
-        ) from None
-
-
-def _write(
-    config: TrainConfig,
-    dataset: Dataset,
-    order_SN: NDArray[np.int64] | None,
-    scorer: Scorer,
-    made: Run,
-) -> None:
-    """All that a run's folder holds; `order_SN` is None where nothing learns."""
-    facts = {"seed": config.seed, "data": config.data, "data_sha256": dataset.manifest.data_sha256}
-    if not config.resume:
-        made.write_facts(**run.environment(), **facts)
-    else:
-        made.write_facts(resumed=[*made.facts.get("resumed", []), run.environment()])
-    if made.facts["data_sha256"] != facts["data_sha256"]:
-        raise ClipstemError(
-            f"{config.data}: is not the data that {made.folder} began with (data_sha256 differs)"
-        )
+    made, checkpoint, done = ranks.from_first(lambda: _begin(config, dataset, to_release))
+    made = replace(made, is_writer=ranks.is_first())
     # ---- steps, and what is made of the weights that they led to
     if order_SN is not None:
         learning = scorer
         if config.tune.mode is TuneMode.head and config.tune.reuse_features:
             learning = _remembering(config, dataset, order_SN, scorer)
-        kept = _fit(config, dataset, order_SN, learning, made)
+        kept = _fit(config, dataset, order_SN, learning, made, checkpoint, done, stop)
         _choose_weights(config, dataset, kept, learning, made)
     # ---- what comes out, calibrated on tune, scored on valid
     if has_answers(dataset, "tune"):
         scorer.calibrate(scorer.predict(dataset, "tune", config.at_once))
-    shutil.rmtree(made.weights, ignore_errors=True)  # of a run that was stopped just here
-    with new_folder(made.weights) as partial:
-        scorer.model.save(partial)
+    if made.is_writer:
+        shutil.rmtree(made.weights, ignore_errors=True)  # of a run that was stopped just here
+        with new_folder(made.weights) as partial:
+            scorer.model.save(partial)
     made.write_facts(
         model=config.model.name,
         perturb=scorer.provenance["train_perturb"],
@@ -127,6 +101,34 @@ def _write(
     if "valid" in dataset.manifest.questions:
         score_valid(scorer, dataset, config, made)
     made.finish()
+    return made
+
+
+def _begin(
+    config: TrainConfig, dataset: Dataset, to_release: contextlib.ExitStack
+) -> tuple[Run, Path | None, int]:
+    """The run's folder, which no other process may write to until `to_release` is closed.
+
+    Returns the run, the checkpoint to go on from, and the steps that are done.
+    """
+    data_sha256 = dataset.manifest.data_sha256
+    facts = {"seed": config.seed, "data": config.data, "data_sha256": data_sha256}
+    config_yaml = OmegaConf.to_yaml(OmegaConf.structured(config))
+    made = run.start(Path(config.out), config_yaml, config.resume, facts)
+    try:  # a killed process's right to write ends with it
+        to_release.enter_context(FileLock(made.folder / ".lock", blocking=False))
+    except Timeout:
+        raise ClipstemError(
+            f"{made.folder}: another process is writing this run; wait for its end, or choose "
+            "another out=<folder>"
+        ) from None
+    if config.resume:
+        made.write_facts(resumed=[*made.facts.get("resumed", []), run.environment()])
+    if made.facts["data_sha256"] != data_sha256:
+        raise ClipstemError(
+            f"{config.data}: is not the data that {made.folder} began with (data_sha256 differs)"
+        )
+    return made, *made.last_whole_checkpoint()
 
 
 def _questions(config: TrainConfig) -> Dataset:
@@ -183,7 +185,14 @@ def training_order(dataset: Dataset, config: TrainConfig) -> NDArray[np.int64]:
 
 
 def _fit(
-    config: TrainConfig, dataset: Dataset, order_SN: NDArray[np.int64], scorer: Scorer, made: Run
+    config: TrainConfig,
+    dataset: Dataset,
+    order_SN: NDArray[np.int64],
+    scorer: Scorer,
+    made: Run,
+    checkpoint: Path | None,
+    done: int,
+    stop: StopRequest,
 ) -> list[int]:
     """Run the steps that are left; returns the steps of the best evaluations, best first."""
     on_cuda = scorer.device.type == "cuda"
@@ -201,19 +210,28 @@ def _fit(
         model.tokenizer,
         model.spec,
         config.model.problem_picture,
-        parts=config.accumulate,
+        parts=config.accumulate * ranks.world(),
         change_seed=None if tune.augment is None else config.seed,
         decodes=not (isinstance(model, RememberingTowers) and model.knows_pictures),
     )
-    checkpoint, done = _checkpoint(made)
+    if ranks.world() > 1 and any(isinstance(it, _BatchNorm) for it in model.modules()):
+        log.warning(
+            "BatchNorm: each of the %d ranks normalises with the statistics of its own questions, "
+            "so losses are not those of one rank",
+            ranks.world(),
+        )
     average = None
     if tune.ema_decay is not None:
         average = AverageWeights(model.model, tune.ema_decay, config.accumulate)
-    evaluations = EvaluateOnTune(made, config, dataset, scorer, average)
-    loggers = _loggers(config, made, done)
+    evaluations = EvaluateOnTune(made, config, dataset, scorer, average, stop)
+    loggers = _loggers(config, made, done) if made.is_writer else []
     trainer = L.Trainer(
         accelerator="gpu" if on_cuda else "cpu",
-        devices=1,
+        devices=ranks.on_node(),
+        num_nodes=ranks.world() // ranks.on_node(),
+        strategy="ddp" if ranks.world() > 1 else "auto",
+        use_distributed_sampler=False,  # the loader has this rank's batches alone
+        plugins=LightningEnvironment(),  # else it would act on its own where it sees a SLURM
         precision="bf16-mixed" if _uses_bf16(config.trainer.precision, on_cuda) else "32-true",
         max_epochs=1,  # one pass over the run's batches, however many epochs of questions they are
         max_steps=len(order_SN),
@@ -222,29 +240,40 @@ def _fit(
         callbacks=[*([average] if average else []), evaluations, Bar()],
         log_every_n_steps=min(10, len(order_SN)),
         enable_checkpointing=False,
+        default_root_dir=made.folder,  # where it looks for checkpoints of its own on SLURM
         enable_model_summary=False,
     )
-    data = loader.load(batches, config.trainer.workers, done * config.accumulate, pin=on_cuda)
+    parts = np.arange(len(batches)).reshape(-1, ranks.world(), config.accumulate)
+    data = loader.load(
+        batches,
+        config.trainer.workers,
+        numbers=parts[done:, ranks.rank()].ravel().tolist(),
+        passed=done * config.accumulate,
+        pin=on_cuda,
+    )
     model.train()  # Lightning leaves the mode as it finds it
     with warnings.catch_warnings():
         # One process reads ahead of the model on purpose, and the loader is resumed by `start`.
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own use of torch
+        warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # nor must it be used
         warnings.filterwarnings("ignore", ".*in eval mode at the start.*")  # frozen layers are
-        learner = Learner(model, config, len(order_SN))
+        learner = Learner(model, config, len(order_SN), made.folder / "nonfinite.jsonl")
         try:
             trainer.fit(learner, data, ckpt_path=checkpoint, weights_only=True)
-        except SIGTERMException:  # Lightning would exit with 0
-            log.info("terminated; go on with resume=true")
-            raise SystemExit(128 + signal.SIGTERM) from None
         except SystemExit as stopped:  # Lightning's answer to Ctrl-C
             if isinstance(stopped.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None
             raise
+        finally:
+            stop.is_awaited = False
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()  # the next run of this process begins one of its own
+    if ranks.any_of(stop.signal is not None):  # since the last step
+        raise SystemExit(STOPPED)
+    made.write_facts(nonfinite_steps=len(learner.nonfinite))
     return [step for _, _, step in evaluations.kept]
 
 
@@ -319,7 +348,8 @@ def _choose_weights(
         alpha, curve = averages.wise_ft(start, tuned, score, tune.wise_ft_keeps)
         tuned = averages.between(start, tuned, alpha)
         made.write_facts(alpha=alpha)
-        _write_curve(made, curve, alpha)
+        if made.is_writer:
+            _write_curve(made, curve, alpha)
     model.load_state_dict(tuned)
 
 
@@ -349,37 +379,28 @@ def _uses_bf16(precision: Precision, on_cuda: bool) -> bool:
     return precision is Precision.bf16 or (precision is Precision.auto and on_cuda)
 
 
-def _checkpoint(made: Run) -> tuple[Path | None, int]:
-    """The checkpoint to go on from, if there is one, and the steps that are done.
-
-    Raises:
-        ClipstemError: if it cannot be read.
-    """
-    path = made.last_checkpoint
-    if not path.exists():
-        return None, 0
-    try:
-        return path, int(torch.load(path, map_location="cpu", weights_only=True)["global_step"])
-    except Exception as error:  # a damaged file makes torch raise anything
-        raise ClipstemError(
-            f"{path}: is damaged ({str(error).splitlines()[0]}); move {made.folder} away and "
-            "start again"
-        ) from error
-
-
 def score_valid(scorer: Scorer, dataset: Dataset, config: TrainConfig, made: Run) -> None:
     """Write and print the predictions for `valid`, which nothing in training has looked at."""
     with console.progress_bar("valid", dataset.size("valid")) as progress:
         found = scorer.predict(dataset, "valid", config.at_once, progress)
-    # A run that was stopped just before its end has written them already.
-    found.write(made.predictions("valid"), replace=True)
-    console.show_predictions(f"{made.folder}: valid", found)
+    if made.is_writer:
+        # A run that was stopped just before its end has written them already.
+        found.write(made.predictions("valid"), replace=True)
+        console.show_predictions(f"{made.folder}: valid", found)
 
 
 @verb("train", TrainConfig)
 def main(config: TrainConfig) -> None:
     console.show_log_lines()
+    if (count := ranks.to_start(config.trainer)) > 0:
+        ranks.start(count, _train_and_tell, config)
+    else:
+        _train_and_tell(config)
+
+
+def _train_and_tell(config: TrainConfig) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    console.show_log_lines()
     made = train(config)
     console.console.print(f"finished: {made.folder}")
 

@@ -55,7 +55,7 @@ def batches(data: Path, model: Towers, decodes: bool = True) -> list[PairBatch]:
 
 
 def losses_and_gradients(model: Towers, given: list[PairBatch]) -> list[torch.Tensor]:
-    learner = Learner(model, TrainConfig(tune=HEAD), 1)
+    learner = Learner(model, TrainConfig(tune=HEAD), 1, Path("unused"))
     model.zero_grad()
     losses = [torch.stack(list(learner.terms(batch).values())).sum() for batch in given]
     torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]

@@ -13,8 +13,18 @@ PACKAGE = Path(__file__).parent.parent / "clipstem"
 
 ROWS = (
     ("question",),
-    ("atomic", "config", "splits", "workers", "resize", "bank.skill", "charts", "report"),
-    ("command", "prediction", "run", "bank.canvas"),
+    (
+        "atomic",
+        "config",
+        "splits",
+        "workers",
+        "resize",
+        "bank.skill",
+        "charts",
+        "report",
+        "stopping",
+    ),
+    ("command", "prediction", "run", "bank.canvas", "ranks"),
     ("bank.science", "bank.technology", "bank.engineering", "bank.math"),
     ("bank",),
     ("bank.stem",),

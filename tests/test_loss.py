@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import Letters, picture, pixels, question, questions, unpacked
 
-from clipstem.loss import in_batch_contrast, listwise
+from clipstem.loss import in_batch_contrast, listwise, right_pairs
 from clipstem.pairs import LOWEST_LOGIT, PairBatch, collate, render
 from clipstem.question import ProblemPicture, Question
 from clipstem.tokens import join
@@ -102,12 +102,17 @@ def slow_contrast(logits: list[list[float]], rights: list[tuple[int, int] | None
     return losses
 
 
+def contrast(logits_VI: torch.Tensor, batch: PairBatch) -> torch.Tensor:
+    right = right_pairs(batch)
+    return in_batch_contrast(logits_VI, right, right)
+
+
 def contrast_case(asked: list[Question | None], seed: int) -> tuple[torch.Tensor, list[float]]:
     batch = batch_of(asked)
     shape = len(batch.text_of_V), len(batch.pixels_IHWC)
     logits_VI = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     slow = slow_contrast(logits_VI.tolist(), [right_pair(one, batch) for one in asked])
-    return in_batch_contrast(logits_VI, batch), slow
+    return contrast(logits_VI, batch), slow
 
 
 @given(st.lists(questions() | st.none(), min_size=1, max_size=8).filter(any), st.integers(0, 99))
@@ -134,14 +139,14 @@ def test_right_pairs_are_no_negatives_of_each_other(asked: list[Question | None]
         right = right_pair(one, batch)
         assert right is not None
         logits_VI[right] = 50.0
-    assert in_batch_contrast(logits_VI, batch).abs().max() < 1e-6
+    assert contrast(logits_VI, batch).abs().max() < 1e-6
 
 
 def test_unknown_answers_and_empty_places_have_no_loss_and_no_gradient() -> None:
     asked = [question([picture(0), picture(1)], answer=-1), None]
     batch = batch_of(asked)
     logits_VI = torch.randn(1, 2, requires_grad=True)
-    losses = in_batch_contrast(logits_VI, batch)
+    losses = contrast(logits_VI, batch)
     assert losses.tolist() == [0, 0]
     (gradient,) = torch.autograd.grad(losses.sum(), logits_VI)
     assert gradient.tolist() == [[0, 0]]
@@ -151,7 +156,7 @@ def test_a_right_option_without_a_pair_counts_as_unknown() -> None:
     third_kind = question([picture(0), picture(1)], picture(2), answer=1)
     other = question([picture(3), picture(4)], answer=0, problem="other")
     batch = batch_of([third_kind, other], ProblemPicture.reference)
-    losses = in_batch_contrast(torch.randn(len(batch.text_of_V), len(batch.pixels_IHWC)), batch)
+    losses = contrast(torch.randn(len(batch.text_of_V), len(batch.pixels_IHWC)), batch)
     assert losses[0] == 0
     assert losses[1] > 0
 
@@ -160,7 +165,7 @@ def test_weight_0_takes_a_question_out_of_the_right_pairs() -> None:
     asked: list[Question | None] = [question([picture(n)], answer=0) for n in range(2)]
     batch = batch_of(asked)
     batch.weight_Q[1] = 0
-    losses = in_batch_contrast(torch.zeros(1, 2), batch)
+    losses = contrast(torch.zeros(1, 2), batch)
     torch.testing.assert_close(losses, torch.tensor([math.log(2) / 2, 0.0]))
 
 
@@ -176,7 +181,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
     shape = len(batch.text_of_V), len(batch.pixels_IHWC)
     logits_VI = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     logits_VI.requires_grad_()
-    assert torch.autograd.gradcheck(lambda logits: in_batch_contrast(logits, batch), (logits_VI,))
+    assert torch.autograd.gradcheck(lambda logits: contrast(logits, batch), (logits_VI,))
 
 
 def test_large_logits_stay_finite() -> None:
@@ -184,7 +189,7 @@ def test_large_logits_stay_finite() -> None:
     logits_VI = torch.full((len(batch.text_of_V), len(batch.pixels_IHWC)), 100.0)
     logits_VI[:, 0] = -100
     logits_VI.requires_grad_()
-    losses = in_batch_contrast(logits_VI, batch)
+    losses = contrast(logits_VI, batch)
     (gradient,) = torch.autograd.grad(losses.sum(), logits_VI)
     assert torch.isfinite(losses).all()
     assert torch.isfinite(gradient).all()

@@ -147,7 +147,7 @@ def test_a_picture_that_does_not_decode_names_its_question(broken: int) -> None:
 def test_map_changes_every_array_and_nothing_else() -> None:
     batch = collated([ON_PICTURE, None])
     tensors = batch.map(torch.from_numpy)
-    for name in ("ids", "pictures", "joined"):
+    for name in ("ids", "pictures", "joined", "queries"):
         assert getattr(tensors, name) == getattr(batch, name)
     arrays = {**vars(tensors), **vars(tensors.texts)}
     assert {name for name, value in arrays.items() if not isinstance(value, torch.Tensor)} == {
@@ -155,9 +155,10 @@ def test_map_changes_every_array_and_nothing_else() -> None:
         "pictures",
         "texts",
         "joined",
+        "queries",
     }
     for name, value in {**vars(batch), **vars(batch.texts)}.items():
-        if name not in ("ids", "pictures", "texts", "joined"):
+        if name not in ("ids", "pictures", "texts", "joined", "queries"):
             assert isinstance(value, np.ndarray)
             assert np.array_equal(arrays[name].numpy(), value)
 

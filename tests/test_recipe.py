@@ -228,7 +228,7 @@ def test_a_resumed_run_with_everything_on_is_bit_identical(
         assert same(weights_in(whole.kept(step)), weights_in(resumed.kept(step)))
     for name in ("alpha", "soup", "temperature"):
         assert whole.facts[name] == resumed.facts[name]
-    states = [torch.load(run.last_checkpoint, weights_only=True) for run in (whole, resumed)]
+    states = [torch.load(run.checkpoints[0], weights_only=True) for run in (whole, resumed)]
     ours, theirs = (state["callbacks"]["AverageWeights"] for state in states)
     assert ours["updates"] == theirs["updates"] == 6
     assert same(ours["weights"], theirs["weights"])
@@ -247,7 +247,7 @@ def test_the_average_is_what_is_evaluated_and_kept(
     monkeypatch.setattr(callbacks, "summary_on_tune", spy)
     tune = TuneConfig(ema_decay=0.9)
     made = train(small(drawn_data, tmp_path / "run", tune, steps=2))
-    state = torch.load(made.last_checkpoint, weights_only=True)
+    state = torch.load(made.checkpoints[0], weights_only=True)
     average = state["callbacks"]["AverageWeights"]["weights"]
     assert same(average, seen[0]) and same(average, weights_in(made.weights))
     raw = {n.removeprefix("towers.model."): v for n, v in state["state_dict"].items()}

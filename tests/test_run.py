@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,17 +22,25 @@ from clipstem.run import Run
 
 def unfinished(folder: Path) -> Run:
     """A run that has written its first checkpoint."""
-    made = run.start(folder, "seed: 1\n", resume=False)
-    made.write_facts(seed=1)
-    made.last_checkpoint.parent.mkdir()
-    made.last_checkpoint.write_bytes(b"")
+    made = run.start(folder, "seed: 1\n", resume=False, facts={"seed": 1})
+    write_checkpoint(made, 1)
     return made
 
 
+def write_checkpoint(made: Run, step: int) -> Path:
+    """As torch writes them: members that are stored, each with its checksum."""
+    path = made.checkpoint(step)
+    path.parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data/0", bytes(range(256)) * 20)
+    return path
+
+
 def test_a_start_makes_the_folder_with_the_config(tmp_path: Path) -> None:
-    made = run.start(tmp_path / "runs" / "a", "seed: 1\n", resume=False)
+    made = run.start(tmp_path / "runs" / "a", "seed: 1\n", resume=False, facts={"seed": 1})
     assert (made.folder / "config.yaml").read_text() == "seed: 1\n"
-    assert list(made.folder.iterdir()) == [made.folder / "config.yaml"]
+    assert made.facts["seed"] == 1 and made.facts["python"]
+    assert sorted(it.name for it in made.folder.iterdir()) == ["config.yaml", "run.json"]
     assert not made.is_done
 
 
@@ -38,7 +48,7 @@ def test_names_are_those_of_the_readme(tmp_path: Path) -> None:
     made = Run(tmp_path)
     assert made.weights == tmp_path / "weights"
     assert made.kept(12) == tmp_path / "checkpoints" / "best-00000012"
-    assert made.last_checkpoint == tmp_path / "checkpoints" / "last.ckpt"
+    assert made.checkpoint(12) == tmp_path / "checkpoints" / "step-00000012.ckpt"
     assert made.metrics == tmp_path / "metrics.csv"
     assert made.predictions("valid") == tmp_path / "predictions" / "valid.parquet"
 
@@ -46,7 +56,7 @@ def test_names_are_those_of_the_readme(tmp_path: Path) -> None:
 def test_an_existing_folder_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with pytest.raises(ClipstemError) as error:
-        run.start(tmp_path / "a", "", resume=False)
+        run.start(tmp_path / "a", "", resume=False, facts={})
     assert str(error.value) == (
         f"{tmp_path}/a exists and is never overwritten; choose another out=<folder>, "
         "or resume=true for an unfinished run"
@@ -58,27 +68,25 @@ def test_an_existing_folder_is_refused_and_kept(tmp_path: Path) -> None:
 def test_a_finished_run_is_refused(resume: bool, tmp_path: Path) -> None:
     unfinished(tmp_path / "a").finish()
     with pytest.raises(ClipstemError, match="a: this run is finished; choose another out=<folder>"):
-        run.start(tmp_path / "a", "", resume)
+        run.start(tmp_path / "a", "", resume, {})
 
 
 def test_an_unfinished_run_is_taken_up_on_another_machine(tmp_path: Path) -> None:
-    first = run.start(tmp_path / "a", "seed: 1\ntrainer: {workers: 1}\n", resume=False)
-    first.write_facts(seed=1)
-    again = run.start(tmp_path / "a", "seed: 1\ntrainer: {workers: 4}\n", resume=True)
+    run.start(tmp_path / "a", "seed: 1\ntrainer: {workers: 1}\n", resume=False, facts={})
+    again = run.start(tmp_path / "a", "seed: 1\ntrainer: {workers: 4}\n", resume=True, facts={})
     assert again.config.read_text() == "seed: 1\ntrainer: {workers: 1}\n"
 
 
 def test_an_unfinished_run_is_not_taken_up_with_other_arithmetic(tmp_path: Path) -> None:
-    first = run.start(tmp_path / "a", "trainer: {precision: fp32}\n", resume=False)
-    first.write_facts(seed=1)
+    run.start(tmp_path / "a", "trainer: {precision: fp32}\n", resume=False, facts={})
     with pytest.raises(ClipstemError, match=r"'trainer\.precision': is bf16, but .* with fp32"):
-        run.start(tmp_path / "a", "trainer: {precision: bf16}\n", resume=True)
+        run.start(tmp_path / "a", "trainer: {precision: bf16}\n", resume=True, facts={})
 
 
 def test_an_unfinished_run_is_not_taken_up_with_other_settings(tmp_path: Path) -> None:
     unfinished(tmp_path / "a")
     with pytest.raises(ClipstemError, match=r"conf key 'seed': is 2, but .*a began with 1; resume"):
-        run.start(tmp_path / "a", "seed: 2\n", resume=True)
+        run.start(tmp_path / "a", "seed: 2\n", resume=True, facts={})
 
 
 @pytest.mark.parametrize("exists", [False, True])
@@ -86,7 +94,7 @@ def test_without_a_run_there_is_nothing_to_take_up(exists: bool, tmp_path: Path)
     if exists:
         (tmp_path / "a").mkdir()
     with pytest.raises(ClipstemError, match="a: there is no run to resume; leave resume out"):
-        run.start(tmp_path / "a", "", resume=True)
+        run.start(tmp_path / "a", "", resume=True, facts={})
     assert (tmp_path / "a").exists() is exists
 
 
@@ -97,6 +105,47 @@ def test_facts_are_added_and_changed_and_the_rest_is_kept(tmp_path: Path) -> Non
     assert made.facts == {"seed": 2, "model": "tiny ü", "temperature": 0.5}
     assert json.loads((tmp_path / "run.json").read_text()) == made.facts
     assert list(tmp_path.iterdir()) == [tmp_path / "run.json"]
+
+
+def test_who_only_reads_a_run_writes_nothing(tmp_path: Path) -> None:
+    reader = replace(unfinished(tmp_path / "a"), is_writer=False)
+    reader.write_facts(seed=2)
+    reader.finish()
+    assert reader.facts["seed"] == 1 and not reader.is_done
+
+
+def test_the_last_two_checkpoints_stay(tmp_path: Path) -> None:
+    made = unfinished(tmp_path / "a")
+    for step in (9, 100, 1_000):
+        write_checkpoint(made, step)
+    made.keep_last_checkpoints()
+    assert made.checkpoints == [made.checkpoint(1_000), made.checkpoint(100)]
+    assert made.last_whole_checkpoint() == (made.checkpoint(1_000), 1_000)
+
+
+def test_a_run_without_a_checkpoint_begins_at_0(tmp_path: Path) -> None:
+    made = run.start(tmp_path / "a", "", resume=False, facts={})
+    assert made.last_whole_checkpoint() == (None, 0)
+
+
+@pytest.mark.parametrize("damage", ["shorter", "flipped", "empty", "text"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = unfinished(tmp_path / "a")
+    path = write_checkpoint(made, 20)
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    path.write_bytes(
+        {"shorter": whole[:-30], "flipped": flipped, "empty": b"", "text": b"hello"}[damage]
+    )
+    assert made.last_whole_checkpoint() == (made.checkpoint(1), 1)
+    assert f"{path}: is damaged (" in caplog.text and "the one before it is used" in caplog.text
+    assert not path.exists() and path.with_suffix(".damaged").exists()
+    made.checkpoint(1).write_bytes(b"")
+    with pytest.raises(ClipstemError, match=r"every checkpoint is damaged; move .*a away"):
+        made.last_whole_checkpoint()
 
 
 def test_only_a_finished_run_can_be_used(tmp_path: Path) -> None:

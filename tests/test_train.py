@@ -3,12 +3,14 @@ from __future__ import annotations
 import csv
 import importlib.metadata
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from clipstem.packing import PackedTexts, pack
 from clipstem.pairs import PairBatch
 from clipstem.prepare import prepare
 from clipstem.question import ClipstemError
+from clipstem.stopping import STOPPED
 from clipstem.tokens import join
 from clipstem.train import train, training_order
 
@@ -70,7 +73,7 @@ def test_a_run_leaves_what_its_folder_promises(finished: Path) -> None:
         "config.yaml",
         "run.json",
         "metrics.csv",
-        "checkpoints/last.ckpt",
+        "checkpoints/step-00000006.ckpt",
         "weights/open_clip_config.json",
         "weights/open_clip_model.safetensors",
         "predictions/valid.parquet",
@@ -171,7 +174,7 @@ def gradient(config: TrainConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of the first global batch and its gradient, from all of its parts."""
     dataset = shards.open_dataset(config.data)
     model = towers.create(config.model, config.seed)
-    learner = Learner(model, config, 1)
+    learner = Learner(model, config, 1, Path("unused"))
     batches = Batches(
         dataset,
         "train",
@@ -273,7 +276,7 @@ def test_the_logit_scale_is_clamped_before_anything_is_saved(
     monkeypatch.setattr(Learner, "terms", grow)
     train(tiny_vit(drawn_data, tmp_path / "run", optimizer=OptimizerConfig(lr=2.0), steps=2))
     limit = np.log(100) + 1e-6
-    checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    checkpoint = torch.load(tmp_path / "run/checkpoints/step-00000002.ckpt", weights_only=True)
     assert 4.6 < float(checkpoint["state_dict"]["towers.model.logit_scale"]) <= limit
     assert 4.6 < float(weights_of(tmp_path / "run")["logit_scale"]) <= limit
 
@@ -284,25 +287,78 @@ def test_training_runs_in_bf16(drawn_data: Path, tmp_path: Path) -> None:
     assert all(value.dtype == torch.float32 for value in weights_of(tmp_path / "run").values())
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_its_questions(
+def test_steps_that_are_not_finite_are_skipped_and_listed(
+    drawn_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terms = Learner.terms
+
+    def explode(self: Learner, batch: PairBatch) -> dict[str, Tensor]:
+        found = terms(self, batch)
+        if self.global_step in (1, 2):
+            found["listwise"] = found["listwise"] * float("inf")
+        return found
+
+    before: list[Tensor] = []
+    step_of = Learner.training_step
+
+    def remember(self: Learner, batch: PairBatch, number: int) -> Tensor:
+        before.append(self.towers.model.text_projection.detach().clone())
+        return step_of(self, batch, number)
+
+    monkeypatch.setattr(Learner, "terms", explode)
+    monkeypatch.setattr(Learner, "training_step", remember)
+    made = train(tiny_vit(drawn_data, tmp_path / "run"))
+    assert [torch.equal(one, two) for one, two in pairwise(before)] == [
+        False,
+        True,
+        True,
+        *[False] * 2,
+    ]
+    assert made.facts["nonfinite_steps"] == 2
+    lines = [
+        json.loads(line) for line in (made.folder / "nonfinite.jsonl").read_text().splitlines()
+    ]
+    assert [line["step"] for line in lines] == [2, 3]
+    order_SN = training_order(shards.open_dataset(str(drawn_data)), tiny_vit(drawn_data, tmp_path))
+    asked = shards.open_dataset(str(drawn_data)).read("train", order_SN[1])
+    assert lines[0]["questions"] == [question.id for question in asked]
+    assert all(bool(value.isfinite().all()) for value in weights_of(made.folder).values())
+
+
+def test_more_steps_that_are_not_finite_than_allowed_stop_the_run(
     drawn_data: Path, tmp_path: Path
 ) -> None:
-    wild = tiny_vit(drawn_data, tmp_path / "run", optimizer=OptimizerConfig(lr=1e30), steps=6)
-    with pytest.raises(ClipstemError, match=r"the loss of step \d is nan; .*\(questions .*-0-"):
+    wild = tiny_vit(
+        drawn_data, tmp_path / "run", optimizer=OptimizerConfig(lr=1e30), max_nonfinite_steps=2
+    )
+    with pytest.raises(ClipstemError, match=r"3 steps in all \(max_nonfinite_steps=2\); try a low"):
         train(wild)
+    assert len((tmp_path / "run/nonfinite.jsonl").read_text().splitlines()) == 3
 
 
-def test_a_killed_run_says_so(drawn_data: Path, tmp_path: Path) -> None:
-    arguments = [f"data={drawn_data}", "out=run", "model=tiny_vit", "batch_size=8"]
-    arguments += ["trainer.workers=0", "eval_every_steps=2", "patience=null", "steps=100000"]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_the_same(
+    number: signal.Signals, workers: int, drawn_data: Path, tmp_path: Path
+) -> None:
+    settings = {"steps": 30, "batch_size": 4, "eval_every_steps": 1000}
+    arguments = [f"data={drawn_data}", "out=run", "model=tiny_vit", "optimizer.lr=1e-3"]
+    arguments += [f"trainer.workers={workers}", *(f"{key}={it}" for key, it in settings.items())]
     command = [sys.executable, "-m", "clipstem.train", *arguments]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
-        while not (tmp_path / "run/checkpoints/last.ckpt").exists():
+    metrics = tmp_path / "run/metrics.csv"
+    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True) as process:
+        while not metrics.exists():
             assert process.poll() is None
-            time.sleep(0.2)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(100) == 128 + signal.SIGTERM
-    assert not (tmp_path / "run/DONE").exists()
+            time.sleep(0.05)
+        os.killpg(process.pid, number)  # every process of the run, as SLURM does
+        assert process.wait(100) == STOPPED
+    (saved,) = (tmp_path / "run/checkpoints").glob("*.ckpt")
+    assert 10 <= int(saved.stem.removeprefix("step-")) < 30
+    resumed = train(tiny_vit(drawn_data, tmp_path / "run", resume=True, **settings))
+    whole = train(tiny_vit(drawn_data, tmp_path / "whole", **settings))
+    assert resumed.metrics.read_text() == whole.metrics.read_text()
+    for name, value in weights_of(whole.folder).items():
+        assert torch.equal(value, weights_of(resumed.folder)[name]), name
 
 
 def test_two_processes_do_not_write_the_same_run(drawn_data: Path, tmp_path: Path) -> None:
@@ -324,14 +380,19 @@ def test_two_processes_do_not_write_the_same_run(drawn_data: Path, tmp_path: Pat
     train(replace(config, resume=True))
 
 
-def test_a_damaged_checkpoint_is_named(drawn_data: Path, tmp_path: Path) -> None:
-    config = tiny_vit(drawn_data, tmp_path / "run", steps=2)
-    train(config)
-    (tmp_path / "run/DONE").unlink()
-    checkpoint = tmp_path / "run/checkpoints/last.ckpt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
-    with pytest.raises(ClipstemError, match=r"last\.ckpt: is damaged .*; move .*run away"):
-        train(tiny_vit(drawn_data, tmp_path / "run", steps=2, resume=True))
+def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(
+    finished: Path, drawn_data: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(finished, tmp_path / "run")
+    (copy / "DONE").unlink()
+    config = (copy / "config.yaml").read_text()
+    last = copy / "checkpoints/step-00000006.ckpt"
+    last.write_bytes(last.read_bytes()[:5000])
+    train(tiny_vit(drawn_data, copy, resume=True))
+    assert (copy / "config.yaml").read_text() == config
+    assert (copy / "metrics.csv").read_text() == (finished / "metrics.csv").read_text()
+    for name, value in weights_of(finished).items():
+        assert torch.equal(value, weights_of(copy)[name]), name
 
 
 def test_weights_that_were_changed_are_refused(finished: Path, tmp_path: Path) -> None:

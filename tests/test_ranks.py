@@ -1,0 +1,225 @@
+"""Several ranks on this machine's CPU, against one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import DRAWN_SKILLS, once
+from torch import Tensor
+
+from clipstem import prediction, ranks, shards
+from clipstem.command import model_config
+from clipstem.config import OptimizerConfig, PrepareConfig, TrainConfig, TrainerConfig
+from clipstem.learner import Learner
+from clipstem.pairs import PairBatch
+from clipstem.prepare import prepare
+from clipstem.question import ClipstemError
+from clipstem.stopping import STOPPED
+from clipstem.train import train
+
+ON_CPU = TrainerConfig(device="cpu", workers=0)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An epoch of training is seven shards of odd sizes, its last batch is not full."""
+    config = PrepareConfig(
+        skills=DRAWN_SKILLS,
+        questions_per_skill={"train": 23, "valid": 7},
+        tune_fraction=0.2,
+        shard_bytes=61_000,
+        workers=1,
+    )
+    folder = once("seven", lambda out: prepare(replace(config, out=str(out))), tmp_path_factory)
+    sizes = [shard.questions for shard in shards.open_dataset(str(folder)).shards_of("train")]
+    assert len(sizes) == 7 and len(set(sizes)) > 1, sizes
+    return folder
+
+
+def an_epoch(data: Path, out: Path, model: str = "tiny_vit", **settings: Any) -> TrainConfig:
+    given: dict[str, Any] = {
+        "batch_size": 24,
+        "eval_every_steps": 2,
+        "optimizer": OptimizerConfig(lr=1e-3),
+        "trainer": ON_CPU,
+    }
+    return TrainConfig(
+        data=str(data), out=str(out), model=model_config(model), **{**given, **settings}
+    )
+
+
+def train_and_tell(config: TrainConfig) -> None:
+    """Train; each rank writes beside the run what it was given and what it was told of the loss."""
+    folder = Path(config.out).parent
+    step_of, mean_of = Learner.training_step, ranks.mean
+
+    def step(self: Learner, batch: PairBatch, number: int) -> Tensor:
+        with (folder / f"ids-{ranks.rank()}.jsonl").open("a") as file:
+            print(json.dumps([self.global_step, *filter(None, batch.ids)]), file=file)
+        return step_of(self, batch, number)
+
+    def mean(mine: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = mean_of(mine)
+        with (folder / f"losses-{ranks.rank()}.jsonl").open("a") as file:
+            print(json.dumps({name: float(value) for name, value in found.items()}), file=file)
+        return found
+
+    Learner.training_step = step  # type: ignore[method-assign]
+    ranks.mean = mean
+    try:
+        train(config)
+    finally:
+        Learner.training_step, ranks.mean = step_of, mean_of  # type: ignore[method-assign]
+
+
+def lines(folder: Path, name: str) -> list[Any]:
+    paths = sorted(folder.glob(f"{name}-*.jsonl"))
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+def ids_by_step(folder: Path) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for step, *ids in lines(folder, "ids"):
+        found.setdefault(step, []).extend(ids)
+    return {step: sorted(ids) for step, ids in sorted(found.items())}
+
+
+def as_ranks(count: int, config: TrainConfig) -> Path:
+    """Train in that many processes; the folder of what they wrote."""
+    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+    if count == 1:
+        train_and_tell(config)
+    else:
+        ranks.start(count, train_and_tell, config)
+    return Path(config.out).parent
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return as_ranks(1, an_epoch(data, tmp_path_factory.mktemp("alone") / "run"))
+
+
+FOUR = pytest.param(4, 1, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("count", "accumulate"), [(2, 1), pytest.param(2, 3, marks=pytest.mark.slow), FOUR]
+)
+def test_ranks_train_as_one_does(
+    count: int, accumulate: int, data: Path, alone: Path, tmp_path: Path
+) -> None:
+    one = alone
+    if accumulate > 1:
+        one = as_ranks(1, an_epoch(data, tmp_path / "one/run", accumulate=accumulate))
+    found = as_ranks(count, an_epoch(data, tmp_path / "several/run", accumulate=accumulate))
+    assert ids_by_step(found) == ids_by_step(one)
+    every = sorted(id for ids in ids_by_step(found).values() for id in ids)
+    dataset = shards.open_dataset(str(data))
+    assert every == sorted(dataset.index("train")["id"].to_pylist())
+    expected = lines(one, "losses")
+    for told in np.array_split(lines(found, "losses"), count):
+        assert len(told) == len(expected)
+        for ours, theirs in zip(told, expected, strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-5)
+    ours, theirs = (prediction.read(it / "run/predictions/valid.parquet") for it in (found, one))
+    assert ours.columns == theirs.columns
+    np.testing.assert_allclose(ours.probs_QK, theirs.probs_QK, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_ranks_with_batch_norm_have_the_same_questions_and_are_warned_about(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = {
+        count: as_ranks(count, an_epoch(data, tmp_path / str(count) / "run", model="tiny"))
+        for count in (1, 2)
+    }
+    assert ids_by_step(found[1]) == ids_by_step(found[2])
+    assert capfd.readouterr().out.count("BatchNorm: each of the 2 ranks normalises") == 1
+    states = [
+        torch.load(it / "run/checkpoints/step-00000004.ckpt", weights_only=True)["state_dict"]
+        for it in found.values()
+    ]
+    assert all(bool(value.isfinite().all()) for state in states for value in state.values())
+
+
+# ---- how they end
+
+
+def act_once_there_is(path: Path, act: Callable[[], None]) -> threading.Thread:
+    def wait() -> None:
+        while not path.exists():
+            time.sleep(0.1)
+        act()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def kill_second(folder: Path) -> None:
+    pid = int((folder / "pid-1").read_text())
+    os.kill(pid, signal.SIGKILL)
+
+
+def train_with_pid(config: TrainConfig) -> None:
+    (Path(config.out).parent / f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
+    train(config)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_others_with_a_message(data: Path, tmp_path: Path) -> None:
+    config = an_epoch(data, tmp_path / "run", steps=100_000, patience=None)
+    first = tmp_path / "run/checkpoints/step-00000002.ckpt"
+    killer = act_once_there_is(first, lambda: kill_second(tmp_path))
+    with pytest.raises(ClipstemError, match=r"rank 1 of 2 was ended by SIGKILL; go on with resume"):
+        ranks.start(2, train_with_pid, config)
+    killer.join()
+    assert not (tmp_path / "run/DONE").exists()
+
+
+@pytest.mark.slow
+def test_ranks_that_are_asked_to_stop_save_the_same_step_and_go_on(
+    data: Path, alone: Path, tmp_path: Path
+) -> None:
+    config = an_epoch(data, tmp_path / "run", eval_every_steps=1000, checkpoint_every_steps=1)
+    me = os.getpid()
+    act_once_there_is(tmp_path / "losses-0.jsonl", lambda: os.kill(me, signal.SIGUSR1))
+    with pytest.raises(SystemExit) as stopped:
+        ranks.start(2, train_and_tell, config)
+    assert stopped.value.code == STOPPED
+    ranks.start(2, train_and_tell, replace(config, resume=True))
+    assert ids_by_step(tmp_path) == ids_by_step(alone)
+
+
+def fail(message: str) -> None:
+    if os.environ["RANK"] == "1":
+        raise ClipstemError(message)
+
+
+def test_what_a_rank_says_is_said_by_all_of_them_once() -> None:
+    with pytest.raises(ClipstemError, match=r"^question 'a': a picture is truncated$"):
+        ranks.start(2, fail, "question 'a': a picture is truncated")
+
+
+def test_every_gpu_needs_a_gpu() -> None:
+    with pytest.raises(ClipstemError, match=r"'trainer\.devices': null takes every GPU, but torch"):
+        ranks.to_start(TrainerConfig(device="cpu", devices=None))
+
+
+def test_a_process_that_is_alone_is_the_first_of_one() -> None:
+    assert (ranks.rank(), ranks.world(), ranks.on_node(), ranks.is_first()) == (0, 1, 1, True)
+    assert ranks.gathered("a") == ["a"] and ranks.from_first(lambda: 3) == 3
+    assert ranks.to_start(TrainerConfig(devices=1)) == 0
+    assert ranks.to_start(TrainerConfig(devices=3)) == 3
