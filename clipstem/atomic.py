@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -10,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clipstem.question import ClipstemError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What a disk says that is full or read-only, or that does not belong to us."""
 
 
 @contextmanager
@@ -21,38 +25,54 @@ def new_file(path: Path, replace: bool = False) -> Iterator[Path]:
     """
     if not replace:
         _refuse_existing(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.partial-")
-    os.close(handle)
-    partial = Path(name)
-    try:
-        yield partial
-        _flush(partial)
-        partial.chmod(0o644)
-        if not replace:
-            _refuse_existing(path)  # somebody may have made it meanwhile
-        partial.rename(path)
-        _flush(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    with _named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.partial-")
+        os.close(handle)
+        partial = Path(name)
+        try:
+            yield partial
+            _flush(partial)
+            partial.chmod(0o644)
+            if not replace:
+                _refuse_existing(path)  # somebody may have made it meanwhile
+            partial.rename(path)
+            _flush(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """The same for a folder and all the files in it."""
     _refuse_existing(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
+    with _named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
+        try:
+            yield partial
+            partial.chmod(0o755)
+            for entry in sorted(partial.rglob("*")):
+                entry.chmod(0o755 if entry.is_dir() else 0o644)
+                _flush(entry)
+            _refuse_existing(path)
+            partial.rename(path)
+            _flush(path.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say which file a disk does not take, which the error itself often does not know."""
     try:
-        yield partial
-        partial.chmod(0o755)
-        for file in sorted(partial.rglob("*")):
-            _flush(file)
-        _refuse_existing(path)
-        partial.rename(path)
-        _flush(path.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise ClipstemError(
+            f"{path}: could not be written ({error.strerror}); what was there is as it was"
+        ) from error
 
 
 def _refuse_existing(path: Path) -> None:

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import HFTokenizer, get_clean_fn
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -259,7 +260,10 @@ class Towers(nn.Module):
             name: value.clone(memory_format=torch.contiguous_format)
             for name, value in self.model.state_dict().items()
         }
-        save_file(weights, folder / WEIGHTS_FILE)
+        try:
+            save_file(weights, folder / WEIGHTS_FILE)
+        except SafetensorError as error:  # in whose words a full disk is
+            raise ClipstemError(f"{folder}: could not be written ({error})") from error
         text = json.dumps(
             {"model_cfg": self.model_cfg, "preprocess_cfg": self.spec.open_clip()}, indent=2
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
@@ -10,25 +9,19 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import DRAWN_SKILLS, once
-from torch import Tensor
+from training import an_epoch, ids_by_step, told, train_and_tell
 
 from clipstem import prediction, ranks, shards
-from clipstem.command import model_config
-from clipstem.config import OptimizerConfig, PrepareConfig, TrainConfig, TrainerConfig
-from clipstem.learner import Learner
-from clipstem.pairs import PairBatch
+from clipstem.config import PrepareConfig, TrainConfig, TrainerConfig
 from clipstem.prepare import prepare
 from clipstem.question import ClipstemError
 from clipstem.stopping import STOPPED
 from clipstem.train import train
-
-ON_CPU = TrainerConfig(device="cpu", workers=0)
 
 
 @pytest.fixture(scope="module")
@@ -45,54 +38,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = [shard.questions for shard in shards.open_dataset(str(folder)).shards_of("train")]
     assert len(sizes) == 7 and len(set(sizes)) > 1, sizes
     return folder
-
-
-def an_epoch(data: Path, out: Path, model: str = "tiny_vit", **settings: Any) -> TrainConfig:
-    given: dict[str, Any] = {
-        "batch_size": 24,
-        "eval_every_steps": 2,
-        "optimizer": OptimizerConfig(lr=1e-3),
-        "trainer": ON_CPU,
-    }
-    return TrainConfig(
-        data=str(data), out=str(out), model=model_config(model), **{**given, **settings}
-    )
-
-
-def train_and_tell(config: TrainConfig) -> None:
-    """Train; each rank writes beside the run what it was given and what it was told of the loss."""
-    folder = Path(config.out).parent
-    step_of, mean_of = Learner.training_step, ranks.mean
-
-    def step(self: Learner, batch: PairBatch, number: int) -> Tensor:
-        with (folder / f"ids-{ranks.rank()}.jsonl").open("a") as file:
-            print(json.dumps([self.global_step, *filter(None, batch.ids)]), file=file)
-        return step_of(self, batch, number)
-
-    def mean(mine: dict[str, Tensor]) -> dict[str, Tensor]:
-        found = mean_of(mine)
-        with (folder / f"losses-{ranks.rank()}.jsonl").open("a") as file:
-            print(json.dumps({name: float(value) for name, value in found.items()}), file=file)
-        return found
-
-    Learner.training_step = step  # type: ignore[method-assign]
-    ranks.mean = mean
-    try:
-        train(config)
-    finally:
-        Learner.training_step, ranks.mean = step_of, mean_of  # type: ignore[method-assign]
-
-
-def lines(folder: Path, name: str) -> list[Any]:
-    paths = sorted(folder.glob(f"{name}-*.jsonl"))
-    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
-
-
-def ids_by_step(folder: Path) -> dict[int, list[str]]:
-    found: dict[int, list[str]] = {}
-    for step, *ids in lines(folder, "ids"):
-        found.setdefault(step, []).extend(ids)
-    return {step: sorted(ids) for step, ids in sorted(found.items())}
 
 
 def as_ranks(count: int, config: TrainConfig) -> Path:
@@ -127,11 +72,12 @@ def test_ranks_train_as_one_does(
     every = sorted(id for ids in ids_by_step(found).values() for id in ids)
     dataset = shards.open_dataset(str(data))
     assert every == sorted(dataset.index("train")["id"].to_pylist())
-    expected = lines(one, "losses")
-    for told in np.array_split(lines(found, "losses"), count):
-        assert len(told) == len(expected)
-        for ours, theirs in zip(told, expected, strict=True):
-            assert ours == pytest.approx(theirs, abs=1e-5)
+    expected = told(one, "losses")
+    heard = told(found, "losses")
+    for rank in range(count):
+        each = heard[rank * len(expected) : (rank + 1) * len(expected)]
+        for (step, losses), (same_step, same) in zip(each, expected, strict=True):
+            assert step == same_step and losses == pytest.approx(same, abs=1e-5)
     ours, theirs = (prediction.read(it / "run/predictions/valid.parquet") for it in (found, one))
     assert ours.columns == theirs.columns
     np.testing.assert_allclose(ours.probs_QK, theirs.probs_QK, atol=1e-5)
