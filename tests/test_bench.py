@@ -161,6 +161,7 @@ def test_the_cost_of_a_question_is_measured_at_every_size() -> None:
     assert "| 69 |" in table and "| 138 |" in table and "`verify=header`" in table
 
 
+@pytest.mark.slow
 def test_a_bundle_is_measured_beside_torch(
     drawn_data: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,6 @@ from clipstem.export import export
 from clipstem.onnx_scorer import OnnxScorer
 from clipstem.prediction import Predictions
 from clipstem.question import ClipstemError
-from clipstem.tokens import Layout
 
 ON_CPU = TrainerConfig(device="cpu", workers=0)
 SOME = 200  # questions
@@ -50,13 +49,8 @@ def test_a_bundle_answers_as_torch_does(
     equal(helped.predict(drawn, "valid", 32), theirs.predict(drawn, "valid", 7))
 
 
-@pytest.mark.parametrize(
-    "kind",  # `tiny_bundle` packs its texts too
-    [
-        pytest.param(kind, marks=[] if layout is Layout.TRIMMED else pytest.mark.slow)
-        for kind, layout in LAYOUTS.items()
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LAYOUTS)
 def test_every_kind_of_text_tower_is_exported(kind: str, drawn_data: Path, tmp_path: Path) -> None:
     model = ModelConfig(name=f"mine-{kind}", architecture=architecture(kind, tmp_path))
     export(ExportConfig(str(tmp_path / "bundle"), model=model, data=str(drawn_data), int8=False))

@@ -336,8 +336,10 @@ def test_more_steps_that_are_not_finite_than_allowed_stop_the_run(
     assert len((tmp_path / "run/nonfinite.jsonl").read_text().splitlines()) == 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [(signal.SIGTERM, 1), pytest.param(signal.SIGUSR1, 0, marks=pytest.mark.slow)],
+)
 def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_the_same(
     number: signal.Signals, workers: int, drawn_data: Path, tmp_path: Path
 ) -> None:
