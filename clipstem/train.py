@@ -47,12 +47,15 @@ log = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig) -> Run:
-    """Fine-tune as the config says, with the other ranks if there are any; returns the run.
+    """Fine-tune as the config says, on as many ranks; returns the finished run.
 
     Raises:
         ClipstemError: if the data, the model or the run's folder are not as expected.
         SystemExit: with the status `STOPPED`, when a signal asks for it; a checkpoint is written.
     """
+    if (count := ranks.to_start(config.trainer)) > 0:
+        ranks.start(count, _train_and_tell, config)
+        return Run(Path(config.out))
     with StopRequest() as stop, ranks.joined(config.trainer), contextlib.ExitStack() as to_release:
         console.console.quiet |= not ranks.is_first()
         return _train(config, stop, to_release)
@@ -392,17 +395,14 @@ def score_valid(scorer: Scorer, dataset: Dataset, config: TrainConfig, made: Run
 @verb("train", TrainConfig)
 def main(config: TrainConfig) -> None:
     console.show_log_lines()
-    if (count := ranks.to_start(config.trainer)) > 0:
-        ranks.start(count, _train_and_tell, config)
-    else:
-        _train_and_tell(config)
+    made = _train_and_tell(config)
+    console.console.print(f"finished: {made.folder}")
 
 
-def _train_and_tell(config: TrainConfig) -> None:
+def _train_and_tell(config: TrainConfig) -> Run:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     console.show_log_lines()
-    made = train(config)
-    console.console.print(f"finished: {made.folder}")
+    return train(config)
 
 
 if __name__ == "__main__":

@@ -55,12 +55,8 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return as_ranks(1, an_epoch(data, tmp_path_factory.mktemp("alone") / "run"))
 
 
-FOUR = pytest.param(4, 1, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize(
-    ("count", "accumulate"), [(2, 1), pytest.param(2, 3, marks=pytest.mark.slow), FOUR]
-)
+@pytest.mark.slow  # the README's command for ranks runs in the default suite
+@pytest.mark.parametrize(("count", "accumulate"), [(2, 1), (2, 3), (4, 1)])
 def test_ranks_train_as_one_does(
     count: int, accumulate: int, data: Path, alone: Path, tmp_path: Path
 ) -> None:
@@ -154,6 +150,7 @@ def fail(message: str) -> None:
         raise ClipstemError(message)
 
 
+@pytest.mark.slow
 def test_what_a_rank_says_is_said_by_all_of_them_once() -> None:
     with pytest.raises(ClipstemError, match=r"^question 'a': a picture is truncated$"):
         ranks.start(2, fail, "question 'a': a picture is truncated")
