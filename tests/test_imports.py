@@ -13,7 +13,18 @@ PACKAGE = Path(__file__).parent.parent / "clipstem"
 
 ROWS = (
     ("question",),
-    ("atomic", "config", "splits", "workers", "resize", "bank.skill", "charts", "report"),
+    (
+        "atomic",
+        "config",
+        "facts",
+        "parquet",
+        "splits",
+        "workers",
+        "resize",
+        "bank.skill",
+        "charts",
+        "report",
+    ),
     ("command", "prediction", "run", "bank.canvas"),
     ("bank.science", "bank.technology", "bank.engineering", "bank.math"),
     ("bank",),
