@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING as NO_DEFAULT
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import hydra
+import yaml
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -23,6 +26,11 @@ from clipstem.config import ModelConfig
 from clipstem.question import ClipstemError
 
 Config = TypeVar("Config")
+
+MAX_CHARACTERS, MAX_ALIASES = (
+    100_000,
+    20,
+)  # of a file of settings: aliases of aliases grow without end
 
 
 def conf_folder() -> Path:
@@ -58,6 +66,7 @@ def verb(
                 return
             with _one_line_errors(name):
                 check_keys(schema, sys.argv[1:])
+                _refuse_code(sys.argv[1:])
             hydra.main(config_path=str(conf_folder()), config_name=name, version_base="1.3")(
                 composed
             )()
@@ -173,6 +182,60 @@ def _check_choice(group: Path, choice: str) -> None:
             near = difflib.get_close_matches(name, files, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"expected {', '.join(files)}"
             raise ClipstemError(f"conf key '{group.name}': there is no '{name}'; {hint}")
+
+
+def _refuse_code(arguments: Sequence[str]) -> None:
+    """Refuse configuration folders of the command line whose files could run something.
+
+    Ours hold plain settings. In Hydra's own section a file may name any function (`_target_`) to be
+    called before a setting is looked at, and resolvers read the environment.
+
+    Raises:
+        ClipstemError: naming the file.
+    """
+    given = get_args_parser().parse_known_args(list(arguments))[0]
+    for folder in (given.config_dir, given.config_path):
+        for path in sorted(Path(folder).rglob("*.y*ml")) if folder else ():
+            reason = _why_not_plain(path)
+            if "hydra" in path.relative_to(folder).parts:
+                reason = "is a setting of Hydra's own"
+            if reason:
+                raise ClipstemError(f"{path}: {reason}; expected plain settings")
+
+
+def _why_not_plain(path: Path) -> str | None:
+    """What a file of settings has besides plain settings, or None."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
+        if len(text) > MAX_CHARACTERS or aliases > MAX_ALIASES:
+            return f"has {len(text):,} characters and {aliases} aliases"
+        values = list(yaml.safe_load_all(text))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        return f"is no plain YAML ({' '.join(str(error).split())[:200]})"
+    if re.search(r"@package\s+hydra", text):
+        return "is a setting of Hydra's own"
+    for word in _words(values):
+        if word == "hydra" or word.startswith(("hydra/", "hydra.", "override hydra", "/hydra")):
+            return "sets Hydra's own settings"
+        if "_target_" in word:
+            return "has a _target_"
+        if re.search(r"\$\{\s*[\w.]+\s*:", word):
+            return f"has the resolver '{word[:40]}'"
+    return None
+
+
+def _words(value: Any) -> Iterator[str]:
+    """Every key and every text in nested mappings and lists."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield str(key)
+            yield from _words(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _words(item)
+    elif isinstance(value, str):
+        yield value
 
 
 def _children(schema: Any) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-_EXPECTED = {
+_EXPECTED: dict[Any, str] = {
     **{str: "a text", int: "a whole number", float: "a number", bool: "true or false"},
     **{dict: "an object", tuple: "a list", list: "a list"},
 }

@@ -464,8 +464,8 @@ class _Spans:
 
     @classmethod
     def of(cls, index: pa.Table) -> _Spans:
-        *numbers, hashes = index.columns
-        return cls(*(column.to_numpy() for column in numbers), hashes)
+        starts, lengths, options, answers = (it.to_numpy() for it in index.columns[:-1])
+        return cls(starts, lengths, options, answers, hashes=index["sha256"])
 
 
 def _schema_of(columns: Iterable[str]) -> pa.Schema:
