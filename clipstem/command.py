@@ -185,33 +185,39 @@ def _check_choice(group: Path, choice: str) -> None:
 
 
 def _refuse_code(arguments: Sequence[str]) -> None:
-    """Refuse configuration folders of the command line whose files could run something.
+    """Refuse files of settings that could run something: ours hold plain settings.
 
-    Ours hold plain settings. In Hydra's own section a file may name any function (`_target_`) to be
-    called before a setting is looked at, and resolvers read the environment.
+    In Hydra's own section a file may name any function (`_target_`), which is called before a
+    setting is looked at, and resolvers read the environment. So no folder but `conf` is read, and
+    a file that a user has added to one of its groups is looked at.
 
     Raises:
         ClipstemError: naming the file.
     """
     given = get_args_parser().parse_known_args(list(arguments))[0]
-    for folder in (given.config_dir, given.config_path):
-        for path in sorted(Path(folder).rglob("*.y*ml")) if folder else ():
-            reason = _why_not_plain(path)
-            if "hydra" in path.relative_to(folder).parts:
-                reason = "is a setting of Hydra's own"
-            if reason:
-                raise ClipstemError(f"{path}: {reason}; expected plain settings")
+    if given.config_dir or given.config_path or given.config_name:
+        raise ClipstemError(
+            "--config-dir, --config-path and --config-name are not let in: a file of settings from "
+            f"elsewhere may run code; put plain settings into {conf_folder()}/experiment"
+        )
+    for path in sorted(conf_folder().glob("*/**/*.y*ml")):
+        if _SUSPICIOUS.search(text := path.read_bytes()) and (reason := _why_not_plain(text)):
+            raise ClipstemError(f"{path}: {reason}; expected plain settings")
 
 
-def _why_not_plain(path: Path) -> str | None:
+_SUSPICIOUS = re.compile(rb"(?i)hydra|_target_|[\\!*&]|\$\{[^}]*:|\[{99}|.{20000}")
+"""What files of plain settings seldom have; those that do are read closely."""
+
+
+def _why_not_plain(data: bytes) -> str | None:
     """What a file of settings has besides plain settings, or None."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = data.decode()
         aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
         if len(text) > MAX_CHARACTERS or aliases > MAX_ALIASES:
             return f"has {len(text):,} characters and {aliases} aliases"
         values = list(yaml.safe_load_all(text))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         return f"is no plain YAML ({' '.join(str(error).split())[:200]})"
     if re.search(r"@package\s+hydra", text):
         return "is a setting of Hydra's own"

@@ -70,9 +70,9 @@ def shrink(data: bytes, max_side: int) -> bytes:
         buffer = io.BytesIO()
         keep = {key: image.info[key] for key in ("exif", "icc_profile") if key in image.info}
         name = "JPEG" if image.format == "MPO" else str(image.format)
-        image.resize(size, Image.Resampling.BICUBIC).save(
-            buffer, name, quality=JPEG_QUALITY, **keep
-        )
+        if name in ("JPEG", "WEBP"):
+            keep["quality"] = JPEG_QUALITY
+        image.resize(size, Image.Resampling.BICUBIC).save(buffer, name, **keep)
     return buffer.getvalue()
 
 
@@ -99,7 +99,7 @@ def thumbnail(data: bytes, max_side: int) -> bytes:
         image.draft("RGB", (max_side, max_side))  # a JPEG is decoded near the size asked for
         _decode(image)
         if image.width * image.height > MANY_PIXELS:
-            image = image.reduce(max(1, min(image.size) // max_side))
+            image.thumbnail((max_side, max_side))
         shown = image.convert("RGBA")
     shown.thumbnail((max_side, max_side))
     white = Image.new("RGBA", shown.size, "white")

@@ -187,18 +187,27 @@ class StemSource:
                 f"{', '.join(SCHEMA.names)}"
             )
         for field in SCHEMA:
-            try:
-                pa.nulls(0).cast(found.field(field.name).type).cast(field.type)
-            except pa.ArrowException:
+            if not _castable(found.field(field.name).type, field.type):
                 raise ClipstemError(
                     f"{path}: column {field.name} is {found.field(field.name).type}; "
                     f"expected {field.type}"
-                ) from None
+                )
         try:
             refuse_bomb(meta, path.stat().st_size, SCHEMA.names)
         except ClipstemError as error:
             raise ClipstemError(f"{path}: {error}; such a file is not read") from None
         return meta
+
+
+def _castable(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether there are values of the one type that are values of the other."""
+    if pa.types.is_list(wanted) and hasattr(found, "value_field"):
+        return _castable(found.value_type, wanted.value_type)
+    try:
+        pa.nulls(1, found).cast(wanted)
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def _row_groups(meta: pq.FileMetaData, step: int) -> Iterator[tuple[int, int]]:

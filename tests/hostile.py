@@ -12,6 +12,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import tarfile
 import zlib
@@ -26,6 +27,7 @@ from PIL import Image, PngImagePlugin
 from preparing import encoded, png_header, row, stem, write_jsonl
 
 from clipstem.bank.stem import SCHEMA
+from clipstem.command import conf_folder
 from clipstem.prediction import METADATA_KEY
 from clipstem.question import Picture, Question
 from clipstem.shards import TAR_END, encode_sample
@@ -221,8 +223,8 @@ def with_index(**columns: Any) -> Make:
 
 
 def gzipped() -> bytes:
-    """A compressed tar of a megabyte that holds 300."""
-    return gzip.compress(member("000000000000.json", bytes(300 * 2**20)), 1)
+    """A compressed tar of a megabyte that holds 250."""
+    return gzip.compress(member("000000000000.json", bytes(250 * 2**20)), 1)
 
 
 def padded(sample: bytes) -> bytes:
@@ -449,7 +451,7 @@ kinds(
         Refused("not the files of one question"),
     ),
     (
-        "sample that is a gzip stream of 300 MB",
+        "sample that is a gzip stream of 250 MB",
         lambda folder: with_sample(padded(gzipped()))(folder),
         Refused(NOT_WRITTEN),
     ),
@@ -558,16 +560,16 @@ def picture_bomb(folder: Path) -> None:
 
 
 def null_rows(folder: Path) -> None:
-    """Twenty million rows of nothing, in a few kilobytes."""
-    table = pa.table({field.name: pa.nulls(2_000_000, field.type) for field in SCHEMA})
+    """Four million rows of nothing, in a few kilobytes."""
+    table = pa.table({field.name: pa.nulls(1_000_000, field.type) for field in SCHEMA})
     with pq.ParquetWriter(folder / STEM_FILE, SCHEMA, compression="zstd") as writer:
-        for _ in range(10):
+        for _ in range(4):
             writer.write_table(table)
 
 
 def expanding_text(folder: Path) -> None:
-    """A text of 1 GB of which the file needs a hundred kilobytes."""
-    text = pa.array([" " * 2**30], pa.large_string())
+    """A text of 256 MB of which the file needs thirty kilobytes."""
+    text = pa.array([" " * 2**28], pa.large_string())
     table = column("problem", text)(pa.Table.from_pylist([stem(0)], SCHEMA))
     pq.write_table(
         table, folder / STEM_FILE, compression="zstd", use_dictionary=False, write_statistics=False
@@ -644,8 +646,8 @@ kinds(
         stem_table(lambda t: t.slice(0, 0)),
         Refused("source is empty|no question in it"),
     ),
-    ("20,000,000 rows of nothing", null_rows, Refused("rows in .* bytes")),
-    ("text of 1 GB in 100 KB", expanding_text, Refused("expands from")),
+    ("4,000,000 rows of nothing", null_rows, Refused("rows in .* bytes")),
+    ("text of 256 MB in 30 KB", expanding_text, Refused("expands from")),
     (
         "picture of 40 MB that stands in every row",
         picture_bomb,
@@ -897,7 +899,7 @@ def many_texts() -> bytes:
 
 
 def color_profile() -> bytes:
-    return with_chunks(chunk(b"iCCP", b"icc\0\0" + zlib.compress(bytes(500 * 2**20), 9)))
+    return with_chunks(chunk(b"iCCP", b"icc\0\0" + zlib.compress(bytes(100 * 2**20), 9)))
 
 
 def flat(name: str, side: int, mode: str = "RGB", **options: Any) -> Callable[[], bytes]:
@@ -1015,7 +1017,7 @@ kinds(
         Refused("header|decode|truncated"),
     ),
     ("200 text chunks of 1 MB", picture(many_texts), Refused("header|decode|Too much memory")),
-    ("colour profile of 500 MB", picture(color_profile), OTHER),
+    ("colour profile of 100 MB", picture(color_profile), Refused("has a broken header")),
     ("text chunk with a script", picture(png_info), OTHER),
     (
         "more bytes than are allowed",
@@ -1086,9 +1088,9 @@ def repeated_skill(folder: Path) -> None:
 
 
 def probability_bomb(folder: Path) -> None:
-    """One row with 10^8 probabilities, in a few kilobytes."""
+    """One row with 16,777,216 probabilities, in a few kilobytes."""
     halves = pa.array([0.0] * 2**20)
-    flat_ = pa.concat_arrays([halves] * 96)
+    flat_ = pa.concat_arrays([halves] * 16)
     probs = pa.ListArray.from_arrays(pa.array([0, len(flat_)], pa.int32()), flat_)
     same = {"id": ["q"], "subject": ["a"], "grade": ["g"], "skill": ["s"], "answer": [0]}
     pq.write_table(pa.table({**same, "probs": probs}), folder / PREDICTIONS, compression="zstd")
@@ -1193,7 +1195,7 @@ kinds(
         OTHER,
     ),
     ("skill of 10 MB that stands in every row", repeated_skill, Refused("expands from")),
-    ("10^8 probabilities in a row", probability_bomb, Refused("expands from")),
+    ("16,777,216 probabilities in a row", probability_bomb, Refused("expands from")),
     ("one row with 100,000 options", wide_row, Refused("expected at most 1,000 options")),
 )
 
@@ -1553,13 +1555,12 @@ kinds(
 
 
 def clean_config(folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / "experiment").mkdir()
+    shutil.copytree(conf_folder(), folder)
     config("questions_per_skill: 7\n")(folder)
 
 
 def config(text: str, name: str = "experiment/theirs.yaml") -> Make:
-    """A maker: a stranger's file for `--config-dir=… +experiment=theirs`."""
+    """A maker: a stranger's file in a copy of `conf`, for `+experiment=theirs`."""
 
     def make(folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,6 @@ import io
 import re
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
@@ -133,30 +132,20 @@ def resume(folder: Path) -> Any:
     return train(training(Path((folder / "data").read_text()), folder, resume=True)).is_done
 
 
-@contextmanager
-def arguments(*given: str) -> Iterator[None]:
-    before = sys.argv
-    sys.argv = ["exam", *given]
-    try:
-        yield
-    finally:
-        sys.argv = before
-
-
 def run_verb(folder: Path) -> Any:
-    got = []
+    """What `exam +experiment=theirs` gets where `conf` is this folder; errors as users see them."""
+    got: list[ExamConfig] = []
     printed = io.StringIO()
-    with arguments(f"--config-dir={folder}", "+experiment=theirs", "predictions=nowhere.parquet"):
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(printed):
+        patch.setattr("sys.argv", ["exam", "+experiment=theirs", "predictions=nowhere.parquet"])
+        patch.setattr("clipstem.command.conf_folder", lambda: folder)
         try:
-            with redirect_stderr(printed):
-                verb("exam", ExamConfig)(got.append)()
+            verb("exam", ExamConfig)(got.append)()
         except SystemExit as ended:
-            assert ended.code in (1, 2) and "Traceback" not in printed.getvalue()
+            assert ended.code in (1, 2)
+            assert "Traceback" not in printed.getvalue()
             raise ClipstemError(printed.getvalue()) from None
-    (config,) = got
-    if config.predictions != "nowhere.parquet":
-        prediction.read(Path(config.predictions))
-    return config.questions_per_skill
+    return got[0].questions_per_skill
 
 
 ACTS: dict[str, Callable[[Path], Any]] = {
