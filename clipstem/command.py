@@ -201,7 +201,12 @@ def _refuse_code(arguments: Sequence[str]) -> None:
             f"elsewhere may run code; put plain settings into {conf_folder()}/experiment"
         )
     for path in sorted(conf_folder().glob("*/**/*.y*ml")):
-        if _SUSPICIOUS.search(text := path.read_bytes()) and (reason := _why_not_plain(text)):
+        reason = None
+        if path.is_relative_to(conf_folder() / "hydra"):
+            reason = "is a setting of Hydra's own"
+        elif _SUSPICIOUS.search(text := path.read_bytes()):
+            reason = _why_not_plain(text)
+        if reason is not None:
             raise ClipstemError(f"{path}: {reason}; expected plain settings")
 
 

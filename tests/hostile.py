@@ -752,7 +752,8 @@ kinds(
     (
         "options that nest 900 deep",
         jsonl(
-            b'{"id": "a", "subject": "s", "grade": "g", "skill": "k", "split": "train", "problem": "p", "options": '
+            json.dumps(row(2, options=...)).encode()[:-1]
+            + b', "options": '
             + b"[" * 900
             + b"]" * 900
             + b"}"
