@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -27,10 +27,7 @@ from clipstem.question import ClipstemError
 
 Config = TypeVar("Config")
 
-MAX_CHARACTERS, MAX_ALIASES = (
-    100_000,
-    20,
-)  # of a file of settings: aliases of aliases grow without end
+MAX_BYTES, MAX_DEPTH, MAX_ALIASES = 100_000, 50, 20  # of a file of settings
 
 
 def conf_folder() -> Path:
@@ -204,14 +201,22 @@ def _refuse_code(arguments: Sequence[str]) -> None:
         reason = None
         if path.is_relative_to(conf_folder() / "hydra"):
             reason = "is a setting of Hydra's own"
-        elif _SUSPICIOUS.search(text := path.read_bytes()):
+        elif len(text := path.read_bytes()) > MAX_BYTES or _depth(text) > MAX_DEPTH:
+            reason = f"has more than {MAX_BYTES:,} bytes, or nests deeper than {MAX_DEPTH}"
+        elif _SUSPICIOUS.search(text):
             reason = _why_not_plain(text)
         if reason is not None:
             raise ClipstemError(f"{path}: {reason}; expected plain settings")
 
 
-_SUSPICIOUS = re.compile(rb"(?i)hydra|_target_|[\\!*&]|\$\{[^}]*:|\[{99}|.{20000}")
+_SUSPICIOUS = re.compile(rb"(?i)hydra|_target_|[\\!*&]|\$\{[^}]*:")
 """What files of plain settings seldom have; those that do are read closely."""
+
+
+def _depth(text: bytes) -> int:
+    """How deep brackets nest: YAML's readers take the square of that."""
+    steps = ((byte in b"[{") - (byte in b"]}") for byte in text)
+    return max(accumulate(steps), default=0)
 
 
 def _why_not_plain(data: bytes) -> str | None:
@@ -219,15 +224,15 @@ def _why_not_plain(data: bytes) -> str | None:
     try:
         text = data.decode()
         aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
-        if len(text) > MAX_CHARACTERS or aliases > MAX_ALIASES:
-            return f"has {len(text):,} characters and {aliases} aliases"
+        if aliases > MAX_ALIASES:
+            return f"has {aliases} aliases, which may grow without end"
         values = list(yaml.safe_load_all(text))
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         return f"is no plain YAML ({' '.join(str(error).split())[:200]})"
     if re.search(r"@package\s+hydra", text):
         return "is a setting of Hydra's own"
     for word in _words(values):
-        if word == "hydra" or word.startswith(("hydra/", "hydra.", "override hydra", "/hydra")):
+        if re.fullmatch(r"(.*[\s/])?hydra([./@].*)?", word):
             return "sets Hydra's own settings"
         if "_target_" in word:
             return "has a _target_"

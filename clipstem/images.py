@@ -68,7 +68,9 @@ def shrink(data: bytes, max_side: int) -> bytes:
         _decode(image)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         buffer = io.BytesIO()
-        keep = {key: image.info[key] for key in ("exif", "icc_profile") if key in image.info}
+        keep: dict[str, Any] = {
+            key: image.info[key] for key in ("exif", "icc_profile") if key in image.info
+        }
         name = "JPEG" if image.format == "MPO" else str(image.format)
         if name in ("JPEG", "WEBP"):
             keep["quality"] = JPEG_QUALITY
@@ -99,7 +101,7 @@ def thumbnail(data: bytes, max_side: int) -> bytes:
         image.draft("RGB", (max_side, max_side))  # a JPEG is decoded near the size asked for
         _decode(image)
         if image.width * image.height > MANY_PIXELS:
-            image.thumbnail((max_side, max_side))
+            image.thumbnail((max_side, max_side), reducing_gap=None)
         shown = image.convert("RGBA")
     shown.thumbnail((max_side, max_side))
     white = Image.new("RGBA", shown.size, "white")

@@ -740,6 +740,17 @@ def linked(target: str) -> Make:
     return make
 
 
+def named_pipe(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.png")
+    line(image="pipe.png")(folder)
+
+
+def large_file(folder: Path) -> None:
+    with (folder / "big.png").open("wb") as file:
+        file.truncate(2**30)
+    line(image="big.png")(folder)
+
+
 NO_JSON = Skipped("line", "is not JSON in UTF-8")
 
 kinds(
@@ -835,7 +846,7 @@ kinds(
     ),
     (
         "picture that is a named pipe",
-        lambda folder: (os.mkfifo(folder / "pipe.png"), line(image="pipe.png")(folder)),
+        named_pipe,
         Skipped("image", "'pipe.png' is no file"),
     ),
     (
@@ -850,11 +861,7 @@ kinds(
     ),
     (
         "picture of 1 GB on the disk",
-        lambda folder: (
-            (folder / "big.png").touch(),
-            os.truncate(folder / "big.png", 2**30),
-            line(image="big.png")(folder),
-        ),
+        large_file,
         Skipped("image", "'big.png' has more than 33,554,432 bytes"),
     ),
     ("path with a NUL byte", line(image="ok.png\0.png"), Skipped("image", 'is "ok.png')),
@@ -1222,7 +1229,7 @@ def safetensors(header: bytes, length: int | None = None) -> Make:
 def as_pickle(folder: Path) -> None:
     """The weights as a file that torch would unpickle, beside their configuration."""
     (folder / WEIGHTS).unlink()
-    (folder / "open_clip_pytorch_model.bin").write_bytes(EVIL + bytes(2**24))
+    (folder / "open_clip_pytorch_model.bin").write_bytes(EVIL + bytes(2**25))
 
 
 def own_tokenizer_code(folder: Path) -> None:
@@ -1244,7 +1251,7 @@ kinds(
     "weights",
     (
         "pickle that is called safetensors",
-        rewrite(WEIGHTS, lambda _: EVIL + bytes(2**24)),
+        rewrite(WEIGHTS, lambda _: EVIL + bytes(2**25)),
         NOT_OPENED,
     ),
     ("pickle that open_clip finds itself", as_pickle, NOT_OPENED),
@@ -1288,9 +1295,9 @@ kinds(
         Refused("describes a model of .* weights or more"),
     ),
     (
-        "pictures of a million pixels a side",
+        "pictures of another size than the model sees",
         preprocess(size=10**6),
-        Refused("expected a size from 1 to 2048 px|expected a square"),
+        Accepted(),
     ),
     (
         "pictures of no known interpolation",
@@ -1609,7 +1616,7 @@ kinds(
     (
         "defaults that choose from Hydra's groups",
         config("defaults:\n  - override /hydra/launcher: theirs\n"),
-        Refused("sets Hydra's own settings|Hydra"),
+        Refused("sets Hydra's own settings"),
     ),
     (
         "YAML with a Python object",
@@ -1630,7 +1637,7 @@ kinds(
     (
         "YAML that nests 100,000 deep",
         config("a: " + "[" * 100_000),
-        Refused("is no plain YAML|characters"),
+        Refused("nests deeper than 50"),
     ),
     (
         "resolver that reads the environment",
@@ -1644,9 +1651,4 @@ kinds(
     ),
     ("unknown key", config("questions_per_skil: 7\n"), Refused("questions_per_skil")),
     ("value of another type", config("questions_per_skill: many\n"), Refused("many")),
-    (
-        "path that is a command",
-        config(f"predictions: 'pipe:{RUN_CODE}'\n"),
-        Refused("no such predictions file"),
-    ),
 )

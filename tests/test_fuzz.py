@@ -45,7 +45,9 @@ def mutations(draw: st.DrawFn) -> list[tuple[str, float, float, bytes]]:
     """What happens to a file, one after the other; places are shares of its length."""
     share = st.floats(0, 1, exclude_max=True)
     kind = st.sampled_from(["flip", "cut", "overwrite", "insert", "double", "remove"])
-    known = st.sampled_from([b"\0" * 64, b"\xff" * 8, b"-1", b"9" * 20, b"[" * 2000, b"\x1f\x8b\x08"])
+    known = st.sampled_from(
+        [b"\0" * 64, b"\xff" * 8, b"-1", b"9" * 20, b"[" * 2000, b"\x1f\x8b\x08"]
+    )
     one = st.tuples(kind, share, share, st.binary(max_size=16) | known)
     return draw(st.lists(one, min_size=1, max_size=4))
 

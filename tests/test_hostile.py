@@ -171,10 +171,15 @@ ACTS: dict[str, Callable[[Path], Any]] = {
 # ---------------------------------------------------------------------------- the clean inputs
 
 
-def training(data: Path, out: Path, **changes: Any) -> TrainConfig:
+def training(data: Path, out: Path, resume: bool = False) -> TrainConfig:
     return TrainConfig(
-        **{"data": str(data), "out": str(out), "model": model_config("tiny_vit"), "steps": 1},
-        **{"batch_size": 4, "trainer": TrainerConfig("cpu", workers=0), **changes},
+        data=str(data),
+        out=str(out),
+        resume=resume,
+        model=model_config("tiny_vit"),
+        steps=1,
+        batch_size=4,
+        trainer=TrainerConfig("cpu", workers=0),
     )
 
 
@@ -187,7 +192,8 @@ class Inputs:
     results: dict[str, Any] = field(default_factory=dict)
 
     def folder(self, format: str) -> Path:
-        return once(f"clean-{format}", getattr(self, format, CLEAN.get(format)), self.factory)
+        make: Callable[[Path], object] = CLEAN.get(format) or getattr(self, format)
+        return once(f"clean-{format}", make, self.factory)
 
     def result(self, format: str) -> Any:
         if format not in self.results:
@@ -311,8 +317,9 @@ def test_with_3_percent_broken_the_rest_comes_through_exactly(tmp_path: Path) ->
 
 def index_by_id(out: Path, bank: Path, max_skipped_fraction: float) -> dict[str, bytes]:
     """The hash of each prepared question's bytes, by its id."""
-    values = {"source": Source.stem, "path": str(bank), "workers": 1, "tune_fraction": 0.0}
-    prepare(PrepareConfig(out=str(out), max_skipped_fraction=max_skipped_fraction, **values))
+    values: dict[str, Any] = {"source": Source.stem, "path": str(bank), "tune_fraction": 0.0}
+    values |= {"workers": 1, "max_skipped_fraction": max_skipped_fraction}
+    prepare(PrepareConfig(out=str(out), **values))
     index = pq.read_table(out / "train-000000.parquet", columns=["id", "sha256"])
     dataset = open_dataset(str(out))
     assert len(dataset.read("train", range(dataset.size("train")))) == len(index)
