@@ -502,11 +502,13 @@ def _check_members(sample: memoryview) -> None:
     holes are read as zeros, extended headers, and compressed streams, which tarfile would open."""
     keys, place = set(), 0
     while place < len(sample):
-        header = tarfile.TarInfo.frombuf(bytes(sample[place : place + 512]), "utf-8", "strict")
-        if header.type != tarfile.REGTYPE or header.size < 0:
-            raise ClipstemError(f"'{header.name}' is no plain file")
-        keys.add(header.name.partition(".")[0])
-        place += 512 + -(-header.size // 512) * 512
+        header = bytes(sample[place : place + 512])
+        name = header[:100].rstrip(b"\0")
+        if header[156:157] not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            raise ClipstemError(f"'{name.decode(errors='replace')}' is no plain file")
+        keys.add(name.partition(b".")[0])
+        size = int(header[124:136].strip(b" \0") or b"x", 8)  # ValueError for any but octal digits
+        place += 512 + -(-abs(size) // 512) * 512
     if place != len(sample) or len(keys) != 1:
         raise ClipstemError("it is not the files of one question")
 

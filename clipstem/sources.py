@@ -144,15 +144,17 @@ class StemSource:
         try:
             with pq.ParquetFile(path, buffer_size=2**16, pre_buffer=False) as file:
                 batches: list[pa.RecordBatch] = []
+                size = 0
                 for row in file.iter_batches(
                     1, range(chunk.start, chunk.stop), SCHEMA.names, use_threads=False
                 ):
                     batches.append(row)
-                    if len(batches) == BATCH_ROWS or sum(it.nbytes for it in batches) > BATCH_BYTES:
-                        yield pa.Table.from_batches(batches)
-                        batches = []
+                    size += row.nbytes
+                    if len(batches) == BATCH_ROWS or size > BATCH_BYTES:
+                        yield pa.Table.from_batches(batches).combine_chunks()
+                        batches, size = [], 0
                 if batches:
-                    yield pa.Table.from_batches(batches)
+                    yield pa.Table.from_batches(batches).combine_chunks()
         except (pa.ArrowException, OSError) as error:
             raise ClipstemError(f"{path}: is damaged ({one_line(error)}); copy it again") from None
 
