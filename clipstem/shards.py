@@ -509,7 +509,8 @@ def _check_members(sample: memoryview) -> None:
         keys.add(name.partition(b".")[0])
         size = int(header[124:136].strip(b" \0") or b"x", 8)  # ValueError for any but octal digits
         place += 512 + -(-abs(size) // 512) * 512
-    if place != len(sample) or len(keys) != 1:
+    # No compressed stream begins with a digit, whatever stands behind its first bytes.
+    if place != len(sample) or len(keys) != 1 or not keys.pop().isdigit():
         raise ClipstemError("it is not the files of one question")
 
 

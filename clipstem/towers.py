@@ -44,11 +44,7 @@ WORD_END = "</w>"  # of CLIP's byte pairs
 WORDS = (  # that they are made in, as in open_clip
     r"(?i)<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 )
-TOKENIZER_KWARGS = {
-    "clean",
-    "strip_sep_token",
-    "language",
-}  # of open_clip; others go to transformers
+TOKENIZER_KWARGS = {"clean", "strip_sep_token", "language"}  # open_clip's; transformers gets others
 LARGEST = {"layers": 512, "image_size": MAX_SIDE, "context_length": 65_536, "vocab_size": 2**21}
 LARGEST_OTHER = 2**17  # of widths and the like
 WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")  # that open_clip looks for
@@ -481,7 +477,8 @@ def _refuse_hostile(config: ModelConfig) -> None:
         raise ClipstemError(f"'{config.name}' has no text_cfg and vision_cfg; expected open_clip's")
     text_cfg: dict[str, Any] = given["text_cfg"]
     kwargs = text_cfg.get("tokenizer_kwargs") or {}
-    if not isinstance(kwargs, dict) or (strange := sorted(kwargs.keys() - TOKENIZER_KWARGS)):
+    strange = sorted(set(kwargs) - TOKENIZER_KWARGS)
+    if strange or not isinstance(kwargs, dict):
         raise ClipstemError(
             f"'{config.name}': tokenizer_kwargs {strange} are not let in; expected "
             f"{', '.join(TOKENIZER_KWARGS)}"

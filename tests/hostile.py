@@ -175,6 +175,9 @@ def write_shards(folder: Path, samples: Sequence[bytes], **columns: Any) -> None
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
+KEY = f"{0:012d}"
+
+
 def member(name: str, data: bytes = b"", **header: Any) -> bytes:
     """A tar member whose header may say anything."""
     info = tarfile.TarInfo(name)
@@ -227,6 +230,17 @@ def gzipped() -> bytes:
     return gzip.compress(member("000000000000.json", bytes(250 * 2**20)), 1)
 
 
+def disguised() -> bytes:
+    """The same, and whoever reads it as a tar header finds one of a plain file."""
+    stream = gzipped()
+    header = bytearray(member(KEY + ".json", b"")[:512])
+    header[:10] = stream[:3] + b"\x04" + stream[4:10]  # gzip's own header, with an extra field
+    header[10:12] = struct.pack("<H", 500)
+    size = -(-(len(stream) - 10) // 512) * 512
+    header[124:136] = b"%011o\0" % size
+    return bytes(header) + stream[10:] + bytes(size - len(stream) + 10)
+
+
 def padded(sample: bytes) -> bytes:
     return sample + bytes(-len(sample) % 512)
 
@@ -242,7 +256,6 @@ def index_bomb(folder: Path) -> None:
     pq.write_table(index, folder / "train-000000.parquet", compression="zstd", store_schema=False)
 
 
-KEY = f"{0:012d}"
 NOT_WRITTEN = "has a sample that prepare does not write"
 NO_INDEX = "is no index of the 3 questions in train-000000.tar"
 
@@ -454,6 +467,11 @@ kinds(
         "sample that is a gzip stream of 250 MB",
         lambda folder: with_sample(padded(gzipped()))(folder),
         Refused(NOT_WRITTEN),
+    ),
+    (
+        "sample that is a gzip stream of 250 MB with a tar header in it",
+        lambda folder: with_sample(disguised())(folder),
+        Refused("not the files of one question"),
     ),
     (
         "sample without a record",
