@@ -451,7 +451,7 @@ kinds(
     (
         "member that says it has 8 GB",
         with_sample(first_sample() + member(f"{KEY}.option0.png", size=8 * 2**30)),
-        Refused("not the files of one question"),
+        Refused(NOT_WRITTEN),
     ),
     (
         "member that stands there twice",
