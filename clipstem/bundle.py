@@ -16,20 +16,26 @@ from __future__ import annotations
 import hashlib
 import html
 import json
+import re
 import string
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from clipstem import facts
 from clipstem.config import Variant
-from clipstem.question import ClipstemError
+from clipstem.images import PictureSpec
+from clipstem.question import ClipstemError, ProblemPicture
 from clipstem.tokens import Layout, Tokens
 
 FORMAT_VERSION = 1
+MAX_CONTEXT = 65_536  # tokens
 BUNDLE_FILE, TOKENIZER_FILE = "bundle.json", "tokenizer.json"
 PICTURE_GRAPH, TEXT_GRAPH = "picture.onnx", "text.onnx"
+
+_FILE = re.compile(r"tokenizer\.json|(fp32|int8)/\w[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,31 @@ class Bundle:
     checked_on: dict[str, Any]
     environment: dict[str, Any]
 
+    def check(self) -> None:
+        """Refuse values that nothing could be scored with.
+
+        Raises:
+            ClipstemError: with the reason.
+        """
+        for name, value in (("scale", self.scale), ("temperature", self.temperature)):
+            if not 0 < value < 1e6:
+                raise ClipstemError(f"{name} is {value:g}; expected a number above 0")
+        known = {
+            "problem_picture": (self.problem_picture, [it.value for it in ProblemPicture]),
+            "text.layout": (self.text.layout, [it.value for it in Layout]),
+            "text.clean": (self.text.clean, list(CLEAN)),
+        }
+        for name, (word, words) in known.items():
+            if word not in words:
+                raise ClipstemError(f"{name} is '{word}'; expected {', '.join(words)}")
+        marks = len(self.text.before) + len(self.text.after)
+        if not marks < self.text.context_length <= MAX_CONTEXT:
+            raise ClipstemError(
+                f"text.context_length is {self.text.context_length}; expected {marks + 1} to "
+                f"{MAX_CONTEXT:,}"
+            )
+        PictureSpec.from_open_clip(self.preprocess)
+
     def write(self, folder: Path) -> None:
         (folder / BUNDLE_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
 
@@ -89,29 +120,33 @@ def read(folder: Path, variant: Variant) -> Bundle:
     """
     path = folder / BUNDLE_FILE
     try:
-        facts = json.loads(path.read_text())
-        version = int(facts["format_version"])
-        if version <= FORMAT_VERSION:
-            text = {**facts["text"]}
-            text |= {mark: tuple(text[mark]) for mark in ("before", "after")}
-            known = {field.name: facts[field.name] for field in fields(Bundle)}
-            bundle = Bundle(**{**known, "text": TextSettings(**text)})
+        text = path.read_text()
     except FileNotFoundError:
         raise ClipstemError(
             f"{folder}: there is no bundle here (no {BUNDLE_FILE}); expected a folder made by "
             "python -m clipstem.export out=<folder>"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise ClipstemError(f"{path}: is not readable ({error}); export the bundle again") from None
-    if version > FORMAT_VERSION:
-        raise ClipstemError(
-            f"{path}: has format {version}, this clipstem reads up to {FORMAT_VERSION}; install a "
-            "newer clipstem or export the bundle again"
-        )
+    try:
+        values = facts.parse(text)
+        version = values.get("format_version") if isinstance(values, dict) else None
+        if type(version) is int and version > FORMAT_VERSION:
+            raise ClipstemError(
+                f"has format {version}, this clipstem reads up to {FORMAT_VERSION}; install a "
+                "newer clipstem"
+            )
+        bundle = facts.of_type(Bundle, values)
+        bundle.check()
+    except ClipstemError as error:
+        raise ClipstemError(f"{path}: {error}; export the bundle again") from None
     if variant.value not in bundle.variants:
         there = ", ".join(bundle.variants)
         raise ClipstemError(f"{folder}: has no variant '{variant.value}'; it has {there}")
-    for name, expected in bundle.sha256.items():
+    needed = (TOKENIZER_FILE, *(f"{variant.value}/{it}" for it in (PICTURE_GRAPH, TEXT_GRAPH)))
+    for name, expected in {**dict.fromkeys(needed, "none"), **bundle.sha256}.items():
+        if not _FILE.fullmatch(name):
+            raise ClipstemError(f"{path}: '{name}' is no name of a file of a bundle")
         if name == TOKENIZER_FILE or name.startswith(f"{variant.value}/"):
             _check_hash(folder / name, expected)
     return bundle
@@ -133,6 +168,8 @@ def file_sha256(path: Path) -> str:
 
 def _check_hash(path: Path, expected: str) -> None:
     try:
+        if path.exists() and not path.is_file():
+            raise OSError(0, "is no plain file")
         found = file_sha256(path)
     except OSError as error:
         raise ClipstemError(
@@ -161,7 +198,12 @@ class BundleTokenizer:
         self.padding, self.context_length = settings.padding, settings.context_length
         self.layout = Layout(settings.layout)
         self._clean = CLEAN[settings.clean]
-        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+        except Exception as error:  # tokenizers raises plain exceptions
+            raise ClipstemError(
+                f"{folder / TOKENIZER_FILE}: is no tokenizer ({error}); export the bundle again"
+            ) from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._remembered = lru_cache(maxsize=8192)(self._encode)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import ast
 import difflib
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import hydra
+import yaml
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -23,6 +26,8 @@ from clipstem.config import ModelConfig
 from clipstem.question import ClipstemError
 
 Config = TypeVar("Config")
+
+MAX_BYTES, MAX_DEPTH, MAX_ALIASES = 100_000, 50, 20  # of a file of settings
 
 
 def conf_folder() -> Path:
@@ -58,6 +63,7 @@ def verb(
                 return
             with _one_line_errors(name):
                 check_keys(schema, sys.argv[1:])
+                _refuse_code(sys.argv[1:])
             hydra.main(config_path=str(conf_folder()), config_name=name, version_base="1.3")(
                 composed
             )()
@@ -173,6 +179,79 @@ def _check_choice(group: Path, choice: str) -> None:
             near = difflib.get_close_matches(name, files, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"expected {', '.join(files)}"
             raise ClipstemError(f"conf key '{group.name}': there is no '{name}'; {hint}")
+
+
+def _refuse_code(arguments: Sequence[str]) -> None:
+    """Refuse files of settings that could run something: ours hold plain settings.
+
+    In Hydra's own section a file may name any function (`_target_`), which is called before a
+    setting is looked at, and resolvers read the environment. So no folder but `conf` is read, and
+    a file that a user has added to one of its groups is looked at.
+
+    Raises:
+        ClipstemError: naming the file.
+    """
+    given = get_args_parser().parse_known_args(list(arguments))[0]
+    if given.config_dir or given.config_path or given.config_name:
+        raise ClipstemError(
+            "--config-dir, --config-path and --config-name are not let in: a file of settings from "
+            f"elsewhere may run code; put plain settings into {conf_folder()}/experiment"
+        )
+    for path in sorted(conf_folder().glob("*/**/*.y*ml")):
+        reason = None
+        if path.is_relative_to(conf_folder() / "hydra"):
+            reason = "is a setting of Hydra's own"
+        elif len(text := path.read_bytes()) > MAX_BYTES or _depth(text) > MAX_DEPTH:
+            reason = f"has more than {MAX_BYTES:,} bytes, or nests deeper than {MAX_DEPTH}"
+        elif _SUSPICIOUS.search(text):
+            reason = _why_not_plain(text)
+        if reason is not None:
+            raise ClipstemError(f"{path}: {reason}; expected plain settings")
+
+
+_SUSPICIOUS = re.compile(rb"(?i)hydra|_target_|[\\!*&]|\$\{[^}]*:")
+"""What files of plain settings seldom have; those that do are read closely."""
+
+
+def _depth(text: bytes) -> int:
+    """How deep brackets nest: YAML's readers take the square of that."""
+    steps = ((byte in b"[{") - (byte in b"]}") for byte in text)
+    return max(accumulate(steps), default=0)
+
+
+def _why_not_plain(data: bytes) -> str | None:
+    """What a file of settings has besides plain settings, or None."""
+    try:
+        text = data.decode()
+        aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
+        if aliases > MAX_ALIASES:
+            return f"has {aliases} aliases, which may grow without end"
+        values = list(yaml.safe_load_all(text))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        return f"is no plain YAML ({' '.join(str(error).split())[:200]})"
+    if re.search(r"@package\s+hydra", text):
+        return "is a setting of Hydra's own"
+    for word in _words(values):
+        if re.fullmatch(r"(.*[\s/])?hydra([./@].*)?", word):
+            return "sets Hydra's own settings"
+        if "_target_" in word:
+            return "has a _target_"
+        if re.search(r"\$\{\s*[\w.]+\s*:", word):
+            return f"has the resolver '{word[:40]}'"
+    return None
+
+
+def _words(value: Any) -> Iterator[str]:
+    """Every key and every text in nested mappings and lists."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield str(key)
+            yield from _words(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _words(item)
+    elif isinstance(value, str):
+        yield value
 
 
 def _children(schema: Any) -> dict[str, Any]:

@@ -28,7 +28,11 @@ SUFFIXES = {
 
 FORMATS = [name for name in SUFFIXES if name != "MPO"]  # Pillow opens that one as a JPEG
 
-MAX_PIXELS = 64_000_000
+MAX_BYTES = 32 * 2**20  # of an encoded picture
+MAX_PIXELS = 20_000_000  # decoded, Pillow holds 4 bytes a pixel and makes one copy at most
+MAX_PIXELS_OF = {"WEBP": 8_000_000}  # libwebp holds such a picture four times
+MAX_SIDE = 2048  # px, of the square that a model sees
+MANY_PIXELS = 4_000_000  # of these no copy is made
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
@@ -64,11 +68,13 @@ def shrink(data: bytes, max_side: int) -> bytes:
         _decode(image)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         buffer = io.BytesIO()
-        keep = {key: image.info[key] for key in ("exif", "icc_profile") if key in image.info}
+        keep: dict[str, Any] = {
+            key: image.info[key] for key in ("exif", "icc_profile") if key in image.info
+        }
         name = "JPEG" if image.format == "MPO" else str(image.format)
-        image.resize(size, Image.Resampling.BICUBIC).save(
-            buffer, name, quality=JPEG_QUALITY, **keep
-        )
+        if name in ("JPEG", "WEBP"):
+            keep["quality"] = JPEG_QUALITY
+        image.resize(size, Image.Resampling.BICUBIC).save(buffer, name, **keep)
     return buffer.getvalue()
 
 
@@ -82,7 +88,7 @@ def decoded(data: bytes) -> Image.Image:
         _decode(image)
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")  # the same colours; straight to RGB, Pillow warns
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def thumbnail(data: bytes, max_side: int) -> bytes:
@@ -94,6 +100,8 @@ def thumbnail(data: bytes, max_side: int) -> bytes:
     with _open(data, MAX_PIXELS) as image:
         image.draft("RGB", (max_side, max_side))  # a JPEG is decoded near the size asked for
         _decode(image)
+        if image.width * image.height > MANY_PIXELS:
+            image.thumbnail((max_side, max_side), reducing_gap=None)
         shown = image.convert("RGBA")
     shown.thumbnail((max_side, max_side))
     white = Image.new("RGBA", shown.size, "white")
@@ -123,17 +131,38 @@ class PictureSpec:
 
     @classmethod
     def from_open_clip(cls, cfg: Mapping[str, Any]) -> PictureSpec:
-        """From the `preprocess_cfg` of open_clip; what it leaves out has CLIP's default."""
-        sides = cfg["size"] if isinstance(cfg["size"], Sequence) else (cfg["size"],)
+        """From the `preprocess_cfg` of open_clip; what it leaves out has CLIP's default.
+
+        Raises:
+            ClipstemError: for a picture that is no square, or settings that make no sense.
+        """
+        sides = cfg.get("size")
+        sides = sides if isinstance(sides, Sequence) else (sides,)
         if len(set(sides)) != 1:
             raise ClipstemError(f"the model's pictures are {sides} px; expected a square")
+        mode = cfg.get("resize_mode", "shortest")
+        interpolation = cfg.get("interpolation", cls.interpolation)
+        mean, std = tuple(cfg.get("mean", cls.mean)), tuple(cfg.get("std", cls.std))
+        numbers = all(type(value) in (int, float) for value in (*mean, *std))
+        if (
+            type(sides[0]) is not int
+            or not 0 < sides[0] <= MAX_SIDE
+            or mode not in _FIT_OF_RESIZE_MODE
+            or interpolation not in ("bicubic", "bilinear")
+            or not (numbers and len(mean) == len(std) == 3 and all(std))
+        ):
+            raise ClipstemError(
+                f"the model's pictures are {dict(cfg)}; expected a size from 1 to {MAX_SIDE} px, "
+                f"resize_mode {', '.join(_FIT_OF_RESIZE_MODE)}, interpolation bicubic or bilinear, "
+                "and mean and std of three channels"
+            )
         return cls(
-            size=int(sides[0]),
-            fit=_FIT_OF_RESIZE_MODE[cfg.get("resize_mode", "shortest")],
+            size=sides[0],
+            fit=_FIT_OF_RESIZE_MODE[mode],
             fill=int(cfg.get("fill_color", 0)),
-            interpolation=cfg.get("interpolation", cls.interpolation),
-            mean=tuple(cfg.get("mean", cls.mean)),
-            std=tuple(cfg.get("std", cls.std)),
+            interpolation=interpolation,
+            mean=mean,
+            std=std,
         )
 
     def open_clip(self) -> dict[str, Any]:
@@ -183,7 +212,8 @@ def _resized_rgb(
     image: Image.Image, size: tuple[int, int], kept: Box, interpolation: str
 ) -> np.ndarray:
     """The part `kept` of the picture resized to `size`, RGB."""
-    if _machine_code and image.mode in ("RGB", "L"):
+    few = image.width * image.height <= MANY_PIXELS
+    if few and _machine_code and image.mode in ("RGB", "L"):
         return _machine_code[0](np.asarray(image.convert("RGB")), size, kept, interpolation)
     resized = image.resize(size, Image.Resampling[interpolation.upper()])
     if kept != (0, 0, *size):
@@ -266,6 +296,8 @@ def _padded(pixels: np.ndarray, spec: PictureSpec) -> np.ndarray:
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise ClipstemError("is empty; expected an encoded picture")
+    if len(data) > MAX_BYTES:
+        raise ClipstemError(f"has {len(data):,} bytes; at most {MAX_BYTES:,} are allowed")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -276,9 +308,10 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise ClipstemError(f"is not a picture (starts with {data[:5]!r})") from None
     except Exception as error:  # hostile headers make the plugins raise anything
         raise ClipstemError(f"has a broken header ({_brief(error)})") from None
-    if image.width * image.height > max_pixels:
+    pixels, allowed = image.width * image.height, MAX_PIXELS_OF.get(str(image.format), max_pixels)
+    if not 0 < pixels <= min(allowed, max_pixels):
         image.close()
-        raise _too_large(image.width * image.height, max_pixels)
+        raise _too_large(pixels, min(allowed, max_pixels))
     return image
 
 

@@ -7,15 +7,18 @@ import json
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from clipstem.config import SOURCE_SPLITS
+from clipstem.images import MAX_BYTES
 from clipstem.question import UNKNOWN_ANSWER, ClipstemError
 from clipstem.sources import BadField, Chunk, Row, as_json, chunk_rows, one_line, or_bad
 
-MAX_PICTURE_BYTES = 256 * 2**20
+MAX_LINE_BYTES = 2**20
+MAX_FIELDS = 100  # of a line
 
 KNOWN_FIELDS = (
     *("id", "split", "subject", "grade", "skill"),
@@ -43,9 +46,13 @@ class JsonlSource:
     def chunks(self) -> list[Chunk]:
         try:
             with self.file.open("rb") as lines:
-                ends = array("q", [0])
-                for line in lines:
-                    ends.append(ends[-1] + len(line))
+                ends, end = array("q", [0]), 0
+                for piece in iter(partial(lines.readline, MAX_LINE_BYTES), b""):
+                    end += len(piece)
+                    if piece.endswith(b"\n"):
+                        ends.append(end)
+                if end > ends[-1]:  # the last line may have no end
+                    ends.append(end)
         except OSError as error:
             raise ClipstemError(
                 f"conf key 'path': '{self.file}' cannot be read ({error.strerror}); "
@@ -63,7 +70,7 @@ class JsonlSource:
         with self.file.open("rb") as lines:
             lines.seek(chunk.start)
             for number in range(chunk.first_row, chunk.first_row + chunk.rows):
-                if (line := lines.readline()).strip():
+                if (line := _line(lines)).strip():
                     yield number, or_bad(self._row, line)
 
     def _row(self, line: bytes) -> Row:
@@ -130,20 +137,32 @@ class JsonlSource:
                 raise BadField(field, f"'{name}' leads out of the file's folder by a link")
             if not real.is_file():
                 raise BadField(field, f"'{name}' is no file")
-            if real.stat().st_size > MAX_PICTURE_BYTES:
-                raise BadField(field, f"'{name}' has more than {MAX_PICTURE_BYTES:,} bytes")
+            if real.stat().st_size > MAX_BYTES:
+                raise BadField(field, f"'{name}' has more than {MAX_BYTES:,} bytes")
             return real.read_bytes()
         except (OSError, RuntimeError) as error:
             raise BadField(field, f"'{name}' cannot be read ({one_line(error)})") from None
 
 
+def _line(lines: BinaryIO) -> bytes:
+    """The next line; of one that is too long, a little more than is allowed."""
+    line = piece = lines.readline(MAX_LINE_BYTES + 1)
+    while len(piece) > MAX_LINE_BYTES and not piece.endswith(b"\n"):
+        piece = lines.readline(MAX_LINE_BYTES + 1)
+    return line
+
+
 def _record(line: bytes) -> dict[str, Any]:
+    if len(line) > MAX_LINE_BYTES:
+        raise BadField("line", f"is too long; expected at most {MAX_LINE_BYTES:,} bytes")
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise BadField("line", f"is not JSON in UTF-8 ({one_line(error)})") from None
     if not isinstance(record, dict):
         raise BadField("line", f"is {as_json(record)}; expected an object")
+    if len(record) > MAX_FIELDS:
+        raise BadField("line", f"has {len(record):,} fields; expected at most {MAX_FIELDS}")
     missing = [field for field in KNOWN_FIELDS if field not in record]
     for field in record.keys() - set(KNOWN_FIELDS):
         meant = OTHER_NAMES.get(field)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from clipstem.config import TrainerConfig, Variant
 from clipstem.engine import Engine
 from clipstem.images import PictureSpec
 from clipstem.memory import Memory
-from clipstem.packing import lay_out
+from clipstem.packing import PackedTexts, lay_out
 from clipstem.pairs import PairBatch
 from clipstem.question import ClipstemError, ProblemPicture
 from clipstem.tokens import Tokenizer
@@ -51,7 +52,13 @@ class OnnxScorer(Engine):
         open_graph = partial(_session, provider=_provider(trainer.device), threads=trainer.threads)
         self._picture = open_graph(folder / variant.value / PICTURE_GRAPH)
         self._text = open_graph(folder / variant.value / TEXT_GRAPH)
-        self._text_inputs = [it.name for it in self._text.get_inputs()]
+        self._text_inputs = _inputs(self._text)
+        known = {it.name for it in fields(PackedTexts)}
+        if not {*self._text_inputs} <= known or _inputs(self._picture) != ["pixels_IHWC"]:
+            raise ClipstemError(
+                f"{folder}: its graphs take {_inputs(self._picture)} and {self._text_inputs}; "
+                "expected those that clipstem.export writes"
+            )
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -86,14 +93,34 @@ class OnnxScorer(Engine):
     def pictures(self, batch: PairBatch, places: list[int] | None) -> Embeddings:
         """image_ID of the batch's pictures, or of those at `places`."""
         pixels_IHWC = batch.pixels_IHWC if places is None else batch.pixels_IHWC[places]
-        return self._picture.run(None, {"pixels_IHWC": pixels_IHWC})[0]
+        return self._run(self._picture, {"pixels_IHWC": pixels_IHWC}, len(pixels_IHWC))
 
     def texts(self, batch: PairBatch, places: list[int] | None) -> Embeddings:
         """text_UD, the same for its texts."""
         some = batch.joined if places is None else [batch.joined[place] for place in places]
         texts = batch.texts if places is None else lay_out(some, self._tokenizer)
         given = vars(texts)
-        return self._text.run(None, {name: given[name] for name in self._text_inputs})[0]
+        inputs = {name: given[name] for name in self._text_inputs}
+        return self._run(self._text, inputs, len(given["end_U"]))
+
+    def _run(
+        self, graph: onnxruntime.InferenceSession, inputs: dict[str, Any], rows: int
+    ) -> Embeddings:
+        try:
+            (made_ND,) = graph.run(None, inputs)
+        except Exception as error:  # a graph that does not fit makes onnxruntime raise many kinds
+            reason = f"fails ({str(error).splitlines()[0]})"
+        else:
+            if made_ND.dtype == np.float32 and made_ND.ndim == 2 and len(made_ND) == rows:
+                return made_ND
+            reason = f"gives {made_ND.dtype} {list(made_ND.shape)} for {rows}"
+        raise ClipstemError(
+            f"{self.provenance['bundle']}: a graph {reason}; export the bundle again"
+        ) from None
+
+
+def _inputs(graph: onnxruntime.InferenceSession) -> list[str]:
+    return [it.name for it in graph.get_inputs()]
 
 
 def _provider(device: str) -> str:

@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from clipstem import parquet
 from clipstem.atomic import new_file
-from clipstem.question import UNKNOWN_ANSWER, ClipstemError
+from clipstem.question import MAX_OPTIONS, UNKNOWN_ANSWER, ClipstemError
 
 METADATA_KEY = b"clipstem"
 COLUMNS: dict[str, pa.DataType] = {
@@ -43,6 +44,8 @@ REQUIRED = ("id", "subject", "grade", "skill", "answer", "probs")
 """What anybody's predictions file must have; `read` says what stands for the rest."""
 
 UNKNOWN = -1  # of question_words and truncated_tokens, where a file does not have them
+
+MAX_CELLS = 20_000_000  # rows times most options: all of STEM has less than a third
 
 SUM_TOLERANCE = 0.01  # probabilities that were rounded still count as summing to 1
 
@@ -158,17 +161,15 @@ def read(path: Path) -> Predictions:
     if not path.is_file():
         raise ClipstemError(f"{path}: there is no such predictions file")
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise ClipstemError(f"{path}: is not a predictions file: {error}") from error
+        table, names = parquet.read(path, path.stat().st_size, COLUMNS.keys() - {"choice"})
+    except ClipstemError as error:
+        raise ClipstemError(f"{path}: is not a predictions file: {error}") from None
     if missing := [name for name in REQUIRED if name not in table.column_names]:
         raise ClipstemError(
             f"{path}: is not a predictions file: it lacks the columns {', '.join(missing)}"
         )
     typed = {
-        name: _typed(table[name], name, path)
-        for name in COLUMNS
-        if name in table.column_names and name != "choice"
+        name: _typed(table[name], name, path) for name in COLUMNS if name in table.column_names
     }
     columns: dict[str, Sequence[Any]] = {
         name: _values(typed[name]) for name in typed if name not in _LISTS
@@ -188,7 +189,7 @@ def read(path: Path) -> Predictions:
         probs_QK=probs_QK,
         logits_QK=logits_QK,
         provenance=_provenance(table.schema, path),
-        unread=tuple(name for name in table.column_names if name not in COLUMNS),
+        unread=tuple(name for name in names if name not in COLUMNS),
         has_logits="logits" in typed,
     )
     _check(found, path)
@@ -202,18 +203,24 @@ def _provenance(schema: pa.Schema, path: Path) -> dict[str, Any]:
     """What the file's metadata say of how it was made; nothing where it has none of ours."""
     try:
         facts = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         facts = None
     if not isinstance(facts, dict):
         raise ClipstemError(
             f"{path}: the metadata '{METADATA_KEY.decode()}' are not a JSON object; expected what "
             "made the file, or none"
         )
-    for name in ("temperature", "parameters"):
+    for name, (kinds, expected) in _FACTS.items():
         value = facts.get(name)
-        if value is not None and type(value) not in (int, float):
+        if value is not None and type(value) not in kinds:
             raise ClipstemError(
-                f"{path}: {name} in the metadata is {value!r}; expected a number, or none"
+                f"{path}: {name} in the metadata is {value!r}; expected {expected}, or none"
+            )
+    for skill, count in (facts.get("train_questions_of_skill") or {}).items():
+        if type(count) is not int or not 0 <= count < 2**53:
+            raise ClipstemError(
+                f"{path}: train_questions_of_skill in the metadata has {count!r} for '{skill}'; "
+                "expected a number of questions"
             )
     change = facts.get("perturbation")
     if change is not None and not (isinstance(change, dict) and _is_change(change)):
@@ -222,6 +229,17 @@ def _provenance(schema: pa.Schema, path: Path) -> dict[str, Any]:
             "a seed, or none"
         )
     return facts
+
+
+_FACTS: dict[str, tuple[tuple[type, ...], str]] = {
+    **dict.fromkeys(("temperature", "parameters"), ((int, float), "a number")),
+    **dict.fromkeys(
+        ("run", "model", "split", "weights_sha256", "train_perturb"), ((str,), "a text")
+    ),
+    **{"train_questions_of_skill": ((dict,), "an object")},
+    **{"without_picture": ((int,), "a whole number"), "source_rows": ((int,), "a whole number")},
+}
+"""What readers of a file rely on."""
 
 
 def _is_change(change: dict[str, Any]) -> bool:
@@ -324,6 +342,12 @@ def _padded(
     dtype: type[np.floating],
 ) -> NDArray[Any]:
     lengths = column.combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
+    most = int(lengths.max(initial=0))
+    if most > MAX_OPTIONS or most * len(lengths) > MAX_CELLS:
+        raise ClipstemError(
+            f"{path}: has {len(lengths):,} rows and up to {most:,} options; expected at most "
+            f"{MAX_OPTIONS:,} options, and {MAX_CELLS:,} rows times options"
+        )
     if (wrong := np.flatnonzero(lengths != num_options_Q)).size:
         first = int(wrong[0])
         raise ClipstemError(

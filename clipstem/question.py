@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
 UNKNOWN_ANSWER = -1  # STEM's `test` split withholds its answers
 SPLITS = ("train", "tune", "valid", "test")
+
+MAX_OPTIONS = 1000
+MAX_CHARACTERS = 20_000  # of one text; CLIP reads about 400
+MAX_WORD = 1000  # letters without a space: byte pairs take the square of a word's length
 
 
 class ClipstemError(ValueError):
@@ -94,8 +99,12 @@ def invalid_field(
     """The first (field, reason) that makes this no question, or None."""
     if not problem.strip():
         return "problem", "is empty; expected the question's text"
+    if reason := _too_long(problem):
+        return "problem", reason
     if not options:
         return "options", "there are none; expected at least one"
+    if len(options) > MAX_OPTIONS:
+        return "options", f"there are {len(options):,}; expected at most {MAX_OPTIONS:,}"
     texts = [option for option in options if isinstance(option, str)]
     if texts and len(texts) != len(options):
         return "options", (
@@ -105,11 +114,25 @@ def invalid_field(
     for index, text in enumerate(texts):
         if not text.strip():
             return f"options[{index}]", "is empty; expected a text"
+        if reason := _too_long(text):
+            return f"options[{index}]", reason
     if not UNKNOWN_ANSWER <= answer < len(options):
         return "answer", (
             f"{answer} is not among the {len(options)} options; expected 0 to "
             f"{len(options) - 1}, or {UNKNOWN_ANSWER} for unknown"
         )
+    return None
+
+
+_LONG_WORD = re.compile(rf"\w{{{MAX_WORD + 1}}}")
+
+
+def _too_long(text: str) -> str | None:
+    """Why a text would keep a tokenizer busy for ever, or None."""
+    if len(text) > MAX_CHARACTERS:
+        return f"has {len(text):,} characters; expected at most {MAX_CHARACTERS:,}"
+    if len(text) > MAX_WORD and _LONG_WORD.search(text):
+        return f"has a word that is too long; expected at most {MAX_WORD:,} letters in one"
     return None
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipstem import loader, pairs, prediction, ranks, run, towers
+from clipstem import facts, loader, pairs, prediction, ranks, run, towers
 from clipstem.batches import Batches, usable
 from clipstem.command import model_config
 from clipstem.config import ModelConfig, Precision, TrainerConfig
@@ -164,26 +164,49 @@ def load(source: str | Path, device: str = "auto") -> Scorer:
 def of_run(folder: Path, trainer: TrainerConfig) -> Scorer:
     """The scorer that a finished run has made: its weights, temperature and settings."""
     done = run.finished(folder)
-    facts = done.facts
+    made = _facts(done)
     model = towers.create(ModelConfig(name=f"local-dir:{done.weights}"))
-    if (found := model.weights_sha256()) != facts["weights_sha256"]:
+    if (found := model.weights_sha256()) != made.weights_sha256:
         raise ClipstemError(
             f"{done.weights}: are not the weights that the run wrote (sha256 {found[:12]}…, "
-            f"expected {facts['weights_sha256'][:12]}…); copy the run again"
+            f"expected {made.weights_sha256[:12]}…); copy the run again"
         )
     return Scorer(
         model,
         trainer,
-        temperature=facts["temperature"],
-        problem_picture=ProblemPicture(facts["problem_picture"]),
+        temperature=made.temperature,
+        problem_picture=ProblemPicture(made.problem_picture),
         provenance={
             "run": str(folder),
-            "model": facts["model"],
-            "train_questions_of_skill": facts["train_questions_of_skill"],
-            "train_perturb": facts.get("perturb"),
+            "model": made.model,
+            "train_questions_of_skill": made.train_questions_of_skill,
+            "train_perturb": made.perturb,
         },
-        weights_sha256=facts["weights_sha256"],
+        weights_sha256=made.weights_sha256,
     )
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What scoring needs of `run.json`."""
+
+    weights_sha256: str
+    temperature: float
+    problem_picture: str
+    model: str
+    train_questions_of_skill: dict[str, int]
+    perturb: str | None
+
+
+def _facts(done: run.Run) -> _Facts:
+    where = done.folder / "run.json"
+    try:
+        made = facts.of_type(_Facts, {"perturb": None, **dict(done.facts)})
+        if not made.temperature > 0 or made.problem_picture not in ProblemPicture.__members__:
+            raise ClipstemError("temperature or problem_picture are none")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ClipstemError(f"{where}: {error}; copy the run again") from None
+    return made
 
 
 def of_model(model: ModelConfig, trainer: TrainerConfig, seed: int = 0) -> Scorer:

@@ -11,23 +11,30 @@ import io
 import json
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clipstem.question import ClipstemError, Picture, Question
+from clipstem import facts, parquet
+from clipstem.question import MAX_OPTIONS, SPLITS, ClipstemError, Picture, Question
 from clipstem.storage import Folder, storage
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 WINDOW = 8192  # questions shuffled among each other in an epoch, near each other on disk
 TAR_END = bytes(1024)  # two empty blocks end a tar
+LEAST_BYTES = 1024  # of a question in a tar: a header and a record
+MAX_SAMPLE_BYTES = 64 * 2**20
+MOST_BYTES = 2**50  # of a shard; sums of offsets stay far from what an int64 holds
+MOST_SOURCE_ROWS = 10**9
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -109,26 +116,54 @@ class Manifest:
         """The manifest written by `to_json`.
 
         Raises:
-            ClipstemError: if it is none, or one of a later format; the message says `where`.
+            ClipstemError: if it is none, contradicts itself, or is of a later format; the message
+                says `where`.
         """
         try:
-            values = json.loads(text)
-            version = int(values["format_version"])
-        except (ValueError, KeyError, TypeError):
-            raise ClipstemError(f"{where}: is no manifest of prepared data") from None
-        if version > FORMAT_VERSION:
-            raise ClipstemError(
-                f"{where}: has format version {version}, this clipstem reads up to "
-                f"{FORMAT_VERSION}; update clipstem"
-            )
-        names = {field.name for field in fields(cls)}
-        if missing := sorted(names - values.keys()):
-            raise ClipstemError(f"{where}: lacks {', '.join(missing)}; prepare the data again")
-        shards = tuple(Shard(**shard) for shard in values["shards"])
-        for shard in shards:
+            values = facts.parse(text)
+            version = values.get("format_version") if isinstance(values, dict) else None
+            if type(version) is not int:
+                raise ClipstemError("is no manifest of prepared data")
+            if version > FORMAT_VERSION:
+                raise ClipstemError(
+                    f"has format version {version}, this clipstem reads up to {FORMAT_VERSION}; "
+                    "update clipstem"
+                )
+            manifest = facts.of_type(cls, values)
+            manifest._check()
+        except ClipstemError as error:
+            raise ClipstemError(f"{where}: {error}; prepare the data again") from None
+        return manifest
+
+    def _check(self) -> None:
+        """Refuse what no preparing has written.
+
+        Raises:
+            ClipstemError: with the reason.
+        """
+        for shard in self.shards:
             if not _SHARD_NAME.fullmatch(shard.name):
-                raise ClipstemError(f"{where}: '{shard.name}' is no name of a shard")
-        return cls(**{name: values[name] for name in names - {"shards"}}, shards=shards)
+                raise ClipstemError(f"'{shard.name}' is no name of a shard")
+            if not 0 < shard.questions * LEAST_BYTES <= shard.bytes < MOST_BYTES:
+                raise ClipstemError(
+                    f"{shard.name} cannot hold {shard.questions:,} questions in {shard.bytes:,} "
+                    "bytes"
+                )
+        names = Counter(shard.name for shard in self.shards)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise ClipstemError(f"'{twice[0]}' stands there twice")
+        counted: Counter[str] = Counter()
+        for shard in self.shards:
+            counted[shard.split] += shard.questions
+        if counted != self.questions or not counted.keys() <= {*SPLITS}:
+            raise ClipstemError(
+                f"its splits have {self.questions} questions, but its shards {dict(counted)}"
+            )
+        for split, rows in self.source_rows.items():
+            if not 0 <= rows <= MOST_SOURCE_ROWS:
+                raise ClipstemError(
+                    f"{split} comes from {rows:,} rows, of which there are not so many"
+                )
 
 
 def hash_of_shards(shards: Iterable[Shard]) -> str:
@@ -275,8 +310,7 @@ class Dataset:
         """`INDEX_SCHEMA` without the places of bytes: a split's questions in order."""
         names = [name for name in INDEX_SCHEMA.names if name not in ("offset", "length", "sha256")]
         tables = [self._index(shard, names) for shard in self.shards_of(split)]
-        schema = pa.schema([INDEX_SCHEMA.field(name) for name in names])
-        return pa.concat_tables([schema.empty_table(), *tables])
+        return pa.concat_tables([_schema_of(names).empty_table(), *tables])
 
     def read(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> list[Question]:
         """The questions with these numbers within the split, in the given order.
@@ -291,15 +325,28 @@ class Dataset:
         if len(numbers) and not (numbers[0] >= 0 and numbers[-1] < ends[-1]):
             raise IndexError(f"{split} has questions 0 to {ends[-1] - 1}, not {numbers[[0, -1]]}")
         shard_of = np.searchsorted(ends, numbers, "right") - 1
-        samples: list[bytes | memoryview] = []
+        questions: list[Question] = []
         for place in np.unique(shard_of):
-            samples += self._samples(shards[place], numbers[shard_of == place] - ends[place])
-        questions = list(_decode(samples, self.location))
+            questions += self._questions(shards[place], numbers[shard_of == place] - ends[place])
         return [questions[place] for place in places]
+
+    def _questions(self, shard: Shard, numbers: npt.NDArray[np.int64]) -> list[Question]:
+        """A shard's questions with these numbers, in rising order."""
+        where = self._files.name(shard.name)
+        questions = _decode([*self._samples(shard, numbers)], where)
+        spans = self._spans[shard.name]
+        for question, number in zip(questions, numbers, strict=True):
+            said = spans.options[number], spans.answers[number]
+            if said != (len(question.options), question.answer):
+                raise ClipstemError(
+                    f"{where}: question '{question.id}' is not the one that its index says (other "
+                    "options or another answer); prepare the data again"
+                )
+        return questions
 
     def _samples(self, shard: Shard, numbers: npt.NDArray[np.int64]) -> Iterator[memoryview]:
         """The checked bytes of samples, given in rising order; neighbours are read together."""
-        spans = self._spans.get(shard.name) or _Spans.of(self._index(shard, _Spans.COLUMNS))
+        spans = self._spans.get(shard.name) or self._read_spans(shard)
         self._spans[shard.name] = spans
         starts, stops = spans.starts[numbers], spans.starts[numbers] + spans.lengths[numbers]
         breaks = np.flatnonzero(starts[1:] - stops[:-1] > self._files.gap_bytes) + 1
@@ -314,6 +361,21 @@ class Dataset:
                     raise self._damaged(shard, int(numbers[i]))
                 yield sample
 
+    def _read_spans(self, shard: Shard) -> _Spans:
+        spans = _Spans.of(self._index(shard, _Spans.COLUMNS))
+        inside = (spans.starts >= 0) & (spans.lengths >= LEAST_BYTES)
+        inside &= spans.lengths <= MAX_SAMPLE_BYTES
+        inside &= spans.starts <= shard.bytes - spans.lengths
+        if not inside.all():
+            raise self._no_index(shard)
+        return spans
+
+    def _no_index(self, shard: Shard) -> ClipstemError:
+        return ClipstemError(
+            f"{self._files.name(shard.index_name)}: is no index of the {shard.questions:,} "
+            f"questions in {shard.name}; copy it again or prepare the data again"
+        )
+
     def _damaged(self, shard: Shard, number: int) -> ClipstemError:
         name = self._index(shard, ["id"])["id"][number].as_py()
         return ClipstemError(
@@ -324,14 +386,14 @@ class Dataset:
     def _index(self, shard: Shard, columns: Sequence[str]) -> pa.Table:
         data = self._files.whole(shard.index_name)
         try:
-            table = pq.read_table(pa.BufferReader(data), columns=list(columns))
-        except (pa.ArrowInvalid, OSError):
-            table = None
-        if table is None or table.num_rows != shard.questions:
-            raise ClipstemError(
-                f"{self._files.name(shard.index_name)}: is no index of the {shard.questions:,} "
-                f"questions in {shard.name}; copy it again or prepare the data again"
-            )
+            table, _ = parquet.read(pa.BufferReader(data), len(data), columns)
+            table = table.select(list(columns)).cast(_schema_of(columns))
+        except (ClipstemError, pa.ArrowException, KeyError):
+            raise self._no_index(shard) from None
+        if len(table) != shard.questions or any(column.null_count for column in table.columns):
+            raise self._no_index(shard)
+        if "num_options" in columns and pc.max(table["num_options"]).as_py() > MAX_OPTIONS:
+            raise self._no_index(shard)
         return table
 
 
@@ -389,27 +451,87 @@ def order(manifest: Manifest, split: str, seed: int, epoch: int) -> npt.NDArray[
 
 @dataclass(frozen=True)
 class _Spans:
-    """Where the samples of a shard lie: bytes from its start, bytes long, and their hashes."""
+    """Where the samples of a shard lie: bytes from its start, bytes long, and their hashes; and
+    what others than a reader go by, the number of options and the answer."""
 
     starts: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
+    options: npt.NDArray[np.int64]
+    answers: npt.NDArray[np.int64]
     hashes: pa.ChunkedArray
 
-    COLUMNS = ("offset", "length", "sha256")
+    COLUMNS = ("offset", "length", "num_options", "answer", "sha256")
 
     @classmethod
     def of(cls, index: pa.Table) -> _Spans:
-        return cls(index["offset"].to_numpy(), index["length"].to_numpy(), index["sha256"])
+        starts, lengths, options, answers = (it.to_numpy() for it in index.columns[:-1])
+        return cls(starts, lengths, options, answers, hashes=index["sha256"])
 
 
-def _decode(samples: Iterable[bytes | memoryview], where: str) -> Iterator[Question]:
-    """Questions of encoded samples, through webdataset's own readers; only known members pass."""
+def _schema_of(columns: Iterable[str]) -> pa.Schema:
+    return pa.schema([INDEX_SCHEMA.field(name) for name in columns])
+
+
+def _decode(samples: Sequence[memoryview], where: str) -> list[Question]:
+    """Questions of encoded samples, through webdataset's own readers; only known members pass.
+
+    Raises:
+        ClipstemError: for a sample that `encode_sample` has not made.
+    """
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
-    stream = io.BytesIO(b"".join([*samples, TAR_END]))
-    sources = [{"url": where, "stream": stream}]
-    known = tar_file_expander(sources, select_files=lambda name: bool(_MEMBER.fullmatch(name)))
-    for sample in group_by_keys(known):
-        record = json.loads(sample["json"])
-        hashes = record["pictures"]
-        yield _question(record, lambda name: Picture(sample[name], hashes[name]))  # noqa: B023
+    try:
+        for sample in samples:
+            _check_members(sample)
+        stream = io.BytesIO(b"".join([*samples, TAR_END]))
+        sources = [{"url": where, "stream": stream}]
+        known = tar_file_expander(sources, select_files=lambda name: bool(_MEMBER.fullmatch(name)))
+        questions = [_question_of(sample) for sample in group_by_keys(known)]
+        if len(questions) != len(samples):
+            raise ClipstemError("two have the same key")
+    except (tarfile.TarError, KeyError, TypeError, ValueError) as error:
+        reason = str(error) if isinstance(error, ClipstemError) else repr(error)[:200]
+        raise ClipstemError(
+            f"{where}: has a sample that prepare does not write ({reason}); prepare the data again"
+        ) from None
+    return questions
+
+
+def _check_members(sample: memoryview) -> None:
+    """Refuse what tar has besides plain files of one question: links, devices, sparse files whose
+    holes are read as zeros, extended headers, and compressed streams, which tarfile would open."""
+    keys, place = set(), 0
+    while place < len(sample):
+        header = bytes(sample[place : place + 512])
+        name = header[:100].rstrip(b"\0")
+        if header[156:157] not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            raise ClipstemError(f"'{name.decode(errors='replace')}' is no plain file")
+        keys.add(name.partition(b".")[0])
+        size = int(header[124:136].strip(b" \0") or b"x", 8)  # ValueError for any but octal digits
+        place += 512 + -(-abs(size) // 512) * 512
+    # No compressed stream begins with a digit, whatever stands behind its first bytes.
+    if place != len(sample) or len(keys) != 1 or not keys.pop().isdigit():
+        raise ClipstemError("it is not the files of one question")
+
+
+def _question_of(sample: dict[str, Any]) -> Question:
+    record = facts.parse(sample["json"])
+    for field, kinds in _RECORD.items():
+        if type(record[field]) not in kinds:
+            raise ClipstemError(f"{field} is of another type")
+    if not all(isinstance(option, str) for option in record["options"] or ()):
+        raise ClipstemError("options are of another type")
+
+    def picture(name: str) -> Picture:
+        found = Picture.of(sample[name])
+        if found.sha256 != record["pictures"][name]:
+            raise ClipstemError(f"'{name}' is not the picture that it was")
+        return found
+
+    return _question(record, picture)
+
+
+_RECORD = {
+    **dict.fromkeys(("id", "subject", "grade", "skill", "problem"), (str,)),
+    **{"options": (list, type(None)), "pictures": (dict,), "answer": (int,), "row": (int,)},
+}

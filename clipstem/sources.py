@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipstem.bank.stem import SCHEMA, BankSplit
 from clipstem.config import SOURCE_SPLITS
-from clipstem.question import ClipstemError, Picture
+from clipstem.parquet import refuse_bomb
+from clipstem.question import MAX_OPTIONS, ClipstemError, Picture
 
 MAX_CHUNKS = 256  # about: every parquet file makes at least one
 MIN_CHUNK_ROWS = 256
-BATCH_ROWS = 32  # rows of parquet held in memory at once
+BATCH_ROWS = 32  # rows of parquet held in memory at once,
+BATCH_BYTES = 8 * 2**20  # or fewer that are larger
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +137,24 @@ class StemSource:
                     yield number, or_bad(_stem_row, f"{chunk.split}-{number}", chunk.split, *values)
                 number += 1
 
-    def _batches(self, chunk: Chunk) -> Iterator[pa.RecordBatch]:
-        # Streams the columns: STEM's row groups are hundreds of megabytes of pictures.
+    def _batches(self, chunk: Chunk) -> Iterator[pa.Table]:
+        # Streams the columns: STEM's row groups are hundreds of megabytes of pictures. Row by row,
+        # because a large value that stands in the file once may stand in every row.
         path = self.folder / chunk.file
         try:
             with pq.ParquetFile(path, buffer_size=2**16, pre_buffer=False) as file:
-                yield from file.iter_batches(
-                    BATCH_ROWS, range(chunk.start, chunk.stop), SCHEMA.names, use_threads=False
-                )
+                batches: list[pa.RecordBatch] = []
+                size = 0
+                for row in file.iter_batches(
+                    1, range(chunk.start, chunk.stop), SCHEMA.names, use_threads=False
+                ):
+                    batches.append(row)
+                    size += row.nbytes
+                    if len(batches) == BATCH_ROWS or size > BATCH_BYTES:
+                        yield pa.Table.from_batches(batches).combine_chunks()
+                        batches, size = [], 0
+                if batches:
+                    yield pa.Table.from_batches(batches).combine_chunks()
         except (pa.ArrowException, OSError) as error:
             raise ClipstemError(f"{path}: is damaged ({one_line(error)}); copy it again") from None
 
@@ -162,24 +175,41 @@ class StemSource:
 
     def _meta(self, path: Path) -> pq.FileMetaData:
         try:
+            if not path.is_file():
+                raise OSError("it is no plain file")
             with pq.ParquetFile(path) as file:
                 found, meta = file.schema_arrow, file.metadata
         except (pa.ArrowException, OSError) as error:
             raise ClipstemError(f"{path}: is no parquet file ({one_line(error)})") from None
+        if len(set(found.names)) < len(found.names):
+            raise ClipstemError(f"{path}: has two columns of one name; expected STEM's")
         if missing := [name for name in SCHEMA.names if name not in found.names]:
             raise ClipstemError(
                 f"{path}: lacks the columns {', '.join(missing)}; expected STEM's: "
                 f"{', '.join(SCHEMA.names)}"
             )
         for field in SCHEMA:
-            try:
-                pa.nulls(0).cast(found.field(field.name).type).cast(field.type)
-            except pa.ArrowException:
+            if not _castable(found.field(field.name).type, field.type):
                 raise ClipstemError(
                     f"{path}: column {field.name} is {found.field(field.name).type}; "
                     f"expected {field.type}"
-                ) from None
+                )
+        try:
+            refuse_bomb(meta, path.stat().st_size, SCHEMA.names)
+        except ClipstemError as error:
+            raise ClipstemError(f"{path}: {error}; such a file is not read") from None
         return meta
+
+
+def _castable(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether there are values of the one type that are values of the other."""
+    if pa.types.is_list(wanted) and hasattr(found, "value_field"):
+        return _castable(found.value_type, wanted.value_type)
+    try:
+        pa.nulls(1, found).cast(wanted)
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def _row_groups(meta: pq.FileMetaData, step: int) -> Iterator[tuple[int, int]]:
@@ -192,15 +222,24 @@ def _row_groups(meta: pq.FileMetaData, step: int) -> Iterator[tuple[int, int]]:
             start, rows = group + 1, 0
 
 
-def _in_schema(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...] | BadField]:
+def _in_schema(batch: pa.Table) -> Iterator[tuple[Any, ...] | BadField]:
     """Each row's values in the types of `SCHEMA`, or the first that has no such value."""
-    table = pa.Table.from_batches([batch]).select(SCHEMA.names)
+    table = batch.select(SCHEMA.names)
+    if _most_items(table) > MAX_OPTIONS:
+        yield from _in_schema_one_by_one(table)
+        return
     try:
         columns = table.cast(SCHEMA).to_pydict()
     except (pa.ArrowInvalid, UnicodeDecodeError):
         yield from _in_schema_one_by_one(table)
     else:
         yield from zip(*columns.values(), strict=True)
+
+
+def _most_items(table: pa.Table) -> int:
+    """How many options the row with most of them has."""
+    lists = [column for column in table.columns if pa.types.is_list(column.type)]
+    return max((pc.max(pc.list_value_length(column)).as_py() or 0 for column in lists), default=0)
 
 
 def _in_schema_one_by_one(table: pa.Table) -> Iterator[tuple[Any, ...] | BadField]:
@@ -218,6 +257,9 @@ def _in_schema_one_by_one(table: pa.Table) -> Iterator[tuple[Any, ...] | BadFiel
 
 def _cast(field: str, one: pa.Array, wanted: pa.DataType) -> Any:
     """The value of an array of one, in the wanted type."""
+    if pa.types.is_list(wanted) and (one.value_lengths()[0].as_py() or 0) > MAX_OPTIONS:
+        count = one.value_lengths()[0].as_py()
+        raise BadField(field, f"has {count:,} options; expected at most {MAX_OPTIONS:,}")
     try:
         return one.cast(wanted).to_pylist()[0]
     except (pa.ArrowInvalid, UnicodeDecodeError):

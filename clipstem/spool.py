@@ -20,7 +20,7 @@ import numpy.typing as npt
 from clipstem.images import check_picture, shrink
 from clipstem.jsonl import JsonlSource
 from clipstem.question import SPLITS, ClipstemError, Picture, Question, invalid_field
-from clipstem.shards import encode_sample
+from clipstem.shards import MAX_SAMPLE_BYTES, encode_sample
 from clipstem.sources import BadField, Chunk, DrawnSource, Row, StemSource
 
 HASH_BYTES = 16  # of a SHA-256: enough that two of 10^9 never meet by chance
@@ -112,6 +112,10 @@ def spool_chunk(
                 bad.append(BadRow(key, row_number, chunk.file, error.field, error.reason))
                 continue
             sample = encode_sample(key, question, suffixes)
+            if len(sample) > MAX_SAMPLE_BYTES:
+                reason = f"has {len(sample):,} bytes; expected at most {MAX_SAMPLE_BYTES:,}"
+                bad.append(BadRow(key, row_number, chunk.file, "question", reason))
+                continue
             places.append(_Place.of(question, row, spool.tell(), len(sample)))
             pictures += [bytes.fromhex(p.sha256)[:HASH_BYTES] for p in question.pictures]
             spool.write(sample)

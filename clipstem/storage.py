@@ -15,6 +15,7 @@ from pathlib import Path
 from clipstem.question import ClipstemError
 
 TIMEOUT_S = 60
+MAX_WHOLE_BYTES = 2**30  # of a manifest or an index: 100 bytes for each of ten million questions
 RETRY_WAITS_S = (1.0, 4.0)  # before the second and the third try of a read over the network
 RETRIED_STATUS = (408, 429, 500, 502, 503, 504)  # what a server says that is busy or restarts
 
@@ -37,8 +38,14 @@ class Folder:
         Raises:
             ClipstemError: if it cannot be read.
         """
+        path = self.path / file
         try:
-            return (self.path / file).read_bytes()
+            # A pipe or a device has no end.
+            if path.exists() and not path.is_file():
+                raise OSError(0, "is no plain file")
+            if path.exists() and path.stat().st_size > MAX_WHOLE_BYTES:
+                raise OSError(0, f"has more than {MAX_WHOLE_BYTES:,} bytes")
+            return path.read_bytes()
         except OSError as error:
             raise ClipstemError(
                 f"{self.name(file)}: cannot be read ({error.strerror}); prepare the data again"
@@ -59,6 +66,8 @@ class Folder:
         """Refuse a file that is missing or does not have `size` bytes."""
         try:
             found = (self.path / file).stat().st_size
+            if not (self.path / file).is_file():
+                raise OSError
         except OSError:
             raise ClipstemError(
                 f"{self.name(file)}: is missing; copy it again or prepare the data again"
@@ -125,7 +134,13 @@ def _get_once(url: str, span: Span | None) -> tuple[int | None, bytes]:
                 f"{url}: the server ignores Range requests; use one that "
                 "knows them, or copy the data to a local folder"
             )
-        range_sent, body = reply.headers.get("Content-Range", ""), reply.read()
+        range_sent = reply.headers.get("Content-Range", "")
+        most = MAX_WHOLE_BYTES if span is None else span[1] - span[0]
+        body = reply.read(most + 1)
+        if len(body) > most:
+            raise ClipstemError(f"{url}: the server sends more than {most:,} bytes")
+        if reply.length:
+            raise http.client.IncompleteRead(body, reply.length)
     if span is None:
         return None, body
     if not (sent := re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", range_sent)):

@@ -14,7 +14,7 @@ import logging
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from clipstem.config import ModelConfig
-from clipstem.images import PictureSpec
+from clipstem.images import MAX_SIDE, PictureSpec
 from clipstem.packing import PackedTexts, lay_out, may_look_RTT
 from clipstem.pairs import PairBatch
 from clipstem.question import ClipstemError
@@ -45,6 +45,10 @@ WORD_END = "</w>"  # of CLIP's byte pairs
 WORDS = (  # that they are made in, as in open_clip
     r"(?i)<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 )
+TOKENIZER_KWARGS = {"clean", "strip_sep_token", "language"}  # open_clip's; transformers gets others
+LARGEST = {"layers": 512, "image_size": MAX_SIDE, "context_length": 65_536, "vocab_size": 2**21}
+LARGEST_OTHER = 2**17  # of widths and the like
+WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")  # that open_clip looks for
 OPENAI_EXTRAS = {"input_resolution", "context_length", "vocab_size"}  # not weights
 
 log = logging.getLogger(__name__)
@@ -360,6 +364,7 @@ def layout_of(model: Any) -> tuple[Layout, str]:
 
 def _open(config: ModelConfig) -> Any:
     _refuse_contradictions(config)
+    _refuse_hostile(config)
     if config.architecture:
         return _of_architecture(config)
     given: dict[str, Any] = {"weights_only": True}
@@ -457,6 +462,72 @@ def _refuse_contradictions(config: ModelConfig) -> None:
             f"conf key 'model.pretrained': {config.pretrained} has no effect, because "
             f"'{config.name}' brings its own weights; leave it out"
         )
+
+
+def _refuse_hostile(config: ModelConfig) -> None:
+    """Refuse a stranger's architecture that would run code or take more memory than its weights.
+
+    open_clip hands `tokenizer_kwargs` on to transformers, where `trust_remote_code` among them runs
+    what lies in the folder.
+
+    Raises:
+        ClipstemError: naming the key.
+    """
+    if not (config.architecture or ":" in config.name):
+        return  # one of open_clip's own
+    given = config.architecture or open_clip.get_model_config(config.name) or {}
+    towers = {name: given.get(name) for name in ("text_cfg", "vision_cfg")}
+    if not all(isinstance(tower, dict) for tower in towers.values()):
+        raise ClipstemError(f"'{config.name}' has no text_cfg and vision_cfg; expected open_clip's")
+    text_cfg: dict[str, Any] = given["text_cfg"]
+    kwargs = text_cfg.get("tokenizer_kwargs") or {}
+    strange = sorted(set(kwargs) - TOKENIZER_KWARGS)
+    if strange or not isinstance(kwargs, dict):
+        raise ClipstemError(
+            f"'{config.name}': tokenizer_kwargs {strange} are not let in; expected "
+            f"{', '.join(TOKENIZER_KWARGS)}"
+        )
+    for name, value in _numbers(given, "model_cfg"):
+        if not 0 <= abs(value) <= LARGEST.get(name.rpartition(".")[2], LARGEST_OTHER):
+            raise ClipstemError(f"'{config.name}': {name} is {value:g}; no model has so many")
+    if config.name.startswith(LOCAL_DIR):
+        _refuse_hostile_folder(Path(config.name.removeprefix(LOCAL_DIR)), given)
+
+
+def _refuse_hostile_folder(folder: Path, model_cfg: dict[str, Any]) -> None:
+    for path in (*folder.glob("*.json"), *(folder / TEXT_CONFIG_FOLDER).glob("*.json")):
+        if path.name.endswith("config.json") and '"auto_map"' in path.read_text(errors="replace"):
+            raise ClipstemError(f"{path}: brings code of its own (auto_map), which is never run")
+    stored = sum(
+        path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES
+    )
+    least = sum(_least_weights(model_cfg[name]) for name in ("text_cfg", "vision_cfg"))
+    if 2 * least > stored:  # at least two bytes a weight
+        raise ClipstemError(
+            f"{folder}: describes a model of {least:,} weights or more, and has {stored:,} bytes "
+            "of them"
+        )
+
+
+def _least_weights(tower: dict[str, Any]) -> int:
+    """Weights that a tower of open_clip's own has at least; 0 for towers of other libraries."""
+    if {"timm_model_name", "hf_model_name"} & tower.keys() or "width" not in tower:
+        return 0
+    width, layers = int(tower["width"]), tower.get("layers", 0)
+    blocks = 4 * width * width * layers if isinstance(layers, int) else 0
+    return blocks + width * int(tower.get("vocab_size", 0))
+
+
+def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
+    """Each number in nested mappings and lists, with the key that it stands under."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _numbers(item, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _numbers(item, name)
+    elif isinstance(value, int | float):
+        yield name, value
 
 
 def _why_not(config: ModelConfig, error: Exception) -> str:

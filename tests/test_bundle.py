@@ -120,7 +120,7 @@ def test_what_is_no_bundle_is_one_clear_line(moved: Path, tmp_path: Path) -> Non
     with pytest.raises(ClipstemError, match=r"has format 99, this clipstem reads up to 1; install"):
         bundle.read(moved, Variant.fp32)
     (moved / bundle.BUNDLE_FILE).write_text("{")
-    with pytest.raises(ClipstemError, match=r"bundle.json: is not readable .*; export the bundle"):
+    with pytest.raises(ClipstemError, match=r"bundle.json: is not JSON .*; export the bundle"):
         bundle.read(moved, Variant.fp32)
 
 
@@ -130,5 +130,5 @@ def test_a_bundle_without_a_fact_is_refused(moved: Path, key: str) -> None:
     facts = json.loads(path.read_text())
     del facts[key]
     path.write_text(json.dumps(facts))
-    with pytest.raises(ClipstemError, match=rf"is not readable \('{key}'\)"):
+    with pytest.raises(ClipstemError, match=rf"bundle.json: lacks {key}; export the bundle"):
         bundle.read(moved, Variant.fp32)

@@ -16,6 +16,8 @@ ROWS = (
     (
         "atomic",
         "config",
+        "facts",
+        "parquet",
         "splits",
         "workers",
         "resize",

@@ -256,7 +256,7 @@ def test_a_later_format_asks_for_an_update(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is no manifest"),
+        ("{", "is not JSON in UTF-8"),
         ("[]", "is no manifest"),
         ('{"format_version": 1}', "lacks clipstem_version, data_sha256"),
     ],

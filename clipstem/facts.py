@@ -1,0 +1,84 @@
+"""JSON that anybody may have written, as a dataclass: each field there, and of its own type."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, is_dataclass
+from functools import cache
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from clipstem.question import ClipstemError
+
+Facts = TypeVar("Facts")
+
+FAR = 1e300  # no fact is that large; a NaN is not below it, and every whole number has a float
+
+
+def parse(text: str | bytes) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        ClipstemError: with the reason, without the file's name.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
+        raise ClipstemError(f"is not JSON in UTF-8 ({error})") from None
+
+
+def of_type(kind: type[Facts], values: Any, name: str = "it") -> Facts:
+    """`values` as the dataclass `kind`; what it does not have as a field is passed over.
+
+    Raises:
+        ClipstemError: naming the field that is missing or of another type.
+    """
+    made: Facts = _typed(kind, values, name)
+    return made
+
+
+def _typed(hint: Any, value: Any, name: str) -> Any:
+    if is_dataclass(hint):
+        return _dataclass(hint, value, name)
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is UnionType:
+        hints = [it for it in args if it is not type(None)]
+        return None if value is None else _typed(hints[0], value, name)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_typed(args[0], item, f"{name}[{i}]") for i, item in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {key: _typed(args[1], item, f"{name}.{key}") for key, item in value.items()}
+    if hint is Any:
+        return value
+    if hint is float and type(value) in (int, float) and abs(value) < FAR:
+        return float(value)
+    if type(value) is not (origin or hint):
+        raise ClipstemError(f"{name} is {_shown(value)}; expected {_EXPECTED[origin or hint]}")
+    return value
+
+
+def _dataclass(kind: Any, values: Any, name: str) -> Any:
+    if not isinstance(values, dict):
+        raise ClipstemError(f"{name} is {_shown(values)}; expected an object")
+    hints = _hints(kind)
+    if missing := sorted(hints.keys() - values.keys()):
+        raise ClipstemError(f"{'' if name == 'it' else name + ' '}lacks {', '.join(missing)}")
+    prefix = "" if name == "it" else f"{name}."
+    return kind(**{key: _typed(hint, values[key], prefix + key) for key, hint in hints.items()})
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+_EXPECTED: dict[Any, str] = {
+    **{str: "a text", int: "a whole number", float: "a number", bool: "true or false"},
+    **{dict: "an object", tuple: "a list", list: "a list"},
+}
