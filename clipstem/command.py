@@ -6,6 +6,7 @@ import ast
 import difflib
 import re
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import fields, is_dataclass
@@ -159,7 +160,10 @@ def check_keys(schema: type, overrides: Sequence[str]) -> None:
     Raises:
         ClipstemError: at the first unknown key.
     """
-    groups = {path.name: path for path in conf_folder().iterdir() if path.is_dir()}
+    added = _hydras_own(overrides).config_dir
+    folders = [conf_folder(), *([Path(added)] if added and Path(added).is_dir() else [])]
+    found = [path for folder in folders for path in folder.iterdir() if path.is_dir()]
+    groups = {group.name: [it for it in found if it.name == group.name] for group in found}
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~").split("@")[0]
         is_setting = "=" in override and not override.startswith("-")
@@ -171,35 +175,44 @@ def check_keys(schema: type, overrides: Sequence[str]) -> None:
             raise ClipstemError(_unknown(schema, key))
 
 
-def _check_choice(group: Path, choice: str) -> None:
-    """Refuse a file that a group does not have; several (`a,b`) are a sweep's."""
-    files = sorted(path.stem for path in group.glob("*.yaml"))
+def _check_choice(group: Sequence[Path], choice: str) -> None:
+    """Refuse a file that a group does not have in any of its folders; several (`a,b`) are a
+    sweep's."""
+    files = sorted(path.stem for folder in group for path in folder.glob("*.yaml"))
     for name in choice.split(","):
         if name not in (*files, "null"):
             near = difflib.get_close_matches(name, files, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"expected {', '.join(files)}"
-            raise ClipstemError(f"conf key '{group.name}': there is no '{name}'; {hint}")
+            raise ClipstemError(f"conf key '{group[0].name}': there is no '{name}'; {hint}")
+
+
+def _hydras_own(arguments: Sequence[str]) -> Namespace:
+    """What the command line says to Hydra itself."""
+    return get_args_parser().parse_known_args(list(arguments))[0]
 
 
 def _refuse_code(arguments: Sequence[str]) -> None:
     """Refuse files of settings that could run something: ours hold plain settings.
 
     In Hydra's own section a file may name any function (`_target_`), which is called before a
-    setting is looked at, and resolvers read the environment. So no folder but `conf` is read, and
-    a file that a user has added to one of its groups is looked at.
+    setting is looked at, and resolvers read the environment. So what a user has added to the groups
+    of `conf`, or has in a folder of the same shape (`--config-dir`), is looked at.
 
     Raises:
         ClipstemError: naming the file.
     """
-    given = get_args_parser().parse_known_args(list(arguments))[0]
-    if given.config_dir or given.config_path or given.config_name:
+    given = _hydras_own(arguments)
+    if given.config_path or given.config_name:
         raise ClipstemError(
-            "--config-dir, --config-path and --config-name are not let in: a file of settings from "
-            f"elsewhere may run code; put plain settings into {conf_folder()}/experiment"
+            "--config-path and --config-name are not let in, since the verb's own settings come "
+            "first; put plain settings into <folder>/experiment and give --config-dir=<folder>"
         )
-    for path in sorted(conf_folder().glob("*/**/*.y*ml")):
+    looked_at = [*conf_folder().glob("*/**/*.y*ml")]
+    if given.config_dir:
+        looked_at += Path(given.config_dir).glob("**/*.y*ml")
+    for path in sorted(looked_at):
         reason = None
-        if path.is_relative_to(conf_folder() / "hydra"):
+        if "hydra" in path.parent.parts[-2:]:
             reason = "is a setting of Hydra's own"
         elif len(text := path.read_bytes()) > MAX_BYTES or _depth(text) > MAX_DEPTH:
             reason = f"has more than {MAX_BYTES:,} bytes, or nests deeper than {MAX_DEPTH}"

@@ -11,6 +11,7 @@ from typing import Any
 
 import hydra
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from clipstem.command import check_keys, conf_folder, help_text, model_config, to_dataclass, verb
@@ -223,6 +224,30 @@ def test_unknown_keys_of_the_command_line_name_the_nearest(
     with pytest.raises(ClipstemError) as error:
         check_keys(TrainConfig, ["data=d", override])
     assert str(error.value).startswith(message)
+
+
+def test_ones_own_experiments_come_from_a_folder_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr("sys.argv", ["train", f"--config-dir={tmp_path}", *arguments])
+        GlobalHydra.instance().clear()
+        verb("train", TrainConfig)(asked.append)()
+
+    asked: list[TrainConfig] = []
+    mine = tmp_path / "experiment" / "mine.yaml"
+    mine.parent.mkdir()
+    mine.write_text("# @package _global_\nbatch_size: 7\n")
+    run("data=d", "out=o", "+experiment=mine")
+    assert [config.batch_size for config in asked] == [7]
+    with pytest.raises(SystemExit):
+        run("data=d", "out=o", "+experiment=theirs")
+    assert "conf key 'experiment': there is no 'theirs'; expected" in capsys.readouterr().err
+    mine.write_text("# @package _global_\nhydra: {callbacks: {x: {_target_: os.system}}}\n")
+    with pytest.raises(SystemExit):
+        run("data=d", "out=o", "+experiment=mine")
+    assert f"{mine}: sets Hydra's own settings; expected plain" in capsys.readouterr().err
+    assert len(asked) == 1
 
 
 def test_a_cross_field_check_survives_composition() -> None:
