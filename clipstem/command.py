@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING as NO_DEFAULT
@@ -15,6 +16,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -39,16 +42,17 @@ def conf_folder() -> Path:
 
 
 def verb(
-    name: str, schema: type[Config]
+    name: str, schema: type[Config], first_word: str | None = None
 ) -> Callable[[Callable[[Config], None]], Callable[[], None]]:
     """Make a function of a config dataclass a command: Hydra outside, plain dataclasses inside.
 
-    A user's mistake prints one line and exits with 2; Hydra's own composition errors exit with 1.
+    `first_word` names the setting that a bare first word on the command line is the value of. A
+    user's mistake prints one line and exits with 2; Hydra's own composition errors exit with 1.
     """
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
 
     def decorate(function: Callable[[Config], None]) -> Callable[[], None]:
-        def composed(raw: DictConfig) -> None:
+        def checked(raw: DictConfig) -> None:
             with _one_line_errors(name):
                 function(to_dataclass(schema, raw))
 
@@ -56,10 +60,12 @@ def verb(
             if {"--help", "-h"} & set(sys.argv[1:]):  # Hydra's own takes twice as long to say less
                 print(help_text(name, schema))
                 return
+            if first_word and sys.argv[1:] and re.fullmatch(r"\w+", sys.argv[1]):
+                sys.argv[1] = f"{first_word}={sys.argv[1]}"
             with _one_line_errors(name):
                 check_keys(schema, sys.argv[1:])
             hydra.main(config_path=str(conf_folder()), config_name=name, version_base="1.3")(
-                composed
+                checked
             )()
 
         return main
@@ -121,6 +127,23 @@ class _one_line_errors:
         if isinstance(error, KeyboardInterrupt):
             print(f"clipstem {self.name}: interrupted", file=sys.stderr)
             sys.exit(130)
+
+
+def composed(name: str, schema: type[Config], overrides: Sequence[str]) -> Config:
+    """The config that a verb's command line would have with these overrides.
+
+    Raises:
+        ClipstemError: for whatever the verb's own door would refuse.
+    """
+    check_keys(schema, overrides)
+    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            raw = hydra.compose(name, list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ClipstemError(str(error).splitlines()[0]) from error
+    return to_dataclass(schema, raw)
 
 
 def to_dataclass(schema: type[Config], raw: DictConfig) -> Config:

@@ -33,6 +33,8 @@ PictureLike = str | Path | bytes | Image.Image
 Progress = Callable[[int], None]
 """Called with the number of questions that were just done."""
 
+ALL = slice(None)
+
 
 class Engine(ABC):
     """A model that scores questions, and the temperature that calibrates it.
@@ -132,15 +134,15 @@ class Engine(ABC):
         batch_size: int,
         progress: Progress = lambda questions: None,
         memory: Memory | None = None,
-        limit: int | None = None,
+        chosen: slice = ALL,
     ) -> Predictions:
         """Predictions for every question of a split that CLIP can score, in the split's order.
 
         Each distinct picture and text is encoded once; a `memory` of these weights may know some.
-        `limit` is the most questions to score; None is all.
+        `chosen` are places among the questions that can be scored: the others are left out.
         """
         flags = usable(dataset, split, answered=False)
-        numbers = np.flatnonzero(flags)[:limit]
+        numbers = np.flatnonzero(flags)[chosen]
         index = dataset.index(split).take(numbers)
         num_options_Q = index["num_options"].to_numpy()
         logits_QK = np.full((len(numbers), num_options_Q.max(initial=1)), LOWEST_LOGIT, np.float32)

@@ -167,7 +167,7 @@ def _timed(engine: Any, dataset: Dataset, config: ExportConfig) -> tuple[Predict
     with console.progress_bar(type(engine).__name__, count) as progress:
         started = time.perf_counter()
         found = engine.predict(
-            dataset, config.split, config.batch_size, progress, limit=config.questions
+            dataset, config.split, config.batch_size, progress, chosen=slice(config.questions)
         )
     return found, time.perf_counter() - started
 

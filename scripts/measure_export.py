@@ -96,7 +96,7 @@ def seconds_in_turns(config: ExportConfig, questions: int) -> dict[str, list[flo
     for turn in range(TURNS + 1):
         for name, engine in engines.items():
             started = time.perf_counter()
-            engine.predict(dataset, "valid", config.batch_size, limit=questions)
+            engine.predict(dataset, "valid", config.batch_size, chosen=slice(questions))
             if turn:  # the first takes memory and loads what is loaded late
                 seconds[name].append(round(time.perf_counter() - started, 3))
     return seconds

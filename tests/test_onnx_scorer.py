@@ -38,12 +38,12 @@ def test_a_bundle_answers_as_torch_does(
     dataset = shards.open_dataset(str(mixed_data))
     ours = scorer.of_model(model_config("tiny_vit"), ON_CPU)
     theirs = OnnxScorer(tiny_bundle, ON_CPU, Variant.fp32)
-    found = theirs.predict(dataset, "valid", 7, limit=SOME)
+    found = theirs.predict(dataset, "valid", 7, chosen=slice(SOME))
     assert len(set(found.columns["kind"])) == 3
-    equal(found, ours.predict(dataset, "valid", 32, limit=SOME))
+    equal(found, ours.predict(dataset, "valid", 32, chosen=slice(SOME)))
     assert found.provenance["weights_sha256"] == ours.model.weights_sha256()
     assert (found.provenance["variant"], found.provenance["device"]) == ("fp32", "cpu")
-    some = theirs.predict(dataset, "valid", 7, limit=10)
+    some = theirs.predict(dataset, "valid", 7, chosen=slice(10))
     assert some.columns["id"] == found.columns["id"][:10]
     drawn = shards.open_dataset(str(drawn_data))
     helped = OnnxScorer(tiny_bundle, TrainerConfig("cpu", workers=1), Variant.fp32)
