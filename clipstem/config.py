@@ -734,7 +734,7 @@ class SubmitConfig:
     where: Where = Where.auto
     """Where the tasks run: `slurm`, `local`, or `auto`: SLURM where there is an `sbatch`."""
     sbatch: list[str] = field(default_factory=list)
-    """Further options of sbatch, such as [--time=4:00:00,--gres=gpu:1]."""
+    """Further options of sbatch, such as [--time 4:00:00,--gres gpu:1]: with spaces, not `=`."""
     at_once: int | None = None
     """Most tasks of the array that run at the same time; null leaves it to SLURM."""
     grace_seconds: int = 120

@@ -34,10 +34,11 @@ def script(
     sweep: Sweep, numbers: Sequence[int], options: Sequence[str], at_once: int | None, grace: int
 ) -> str:
     """The batch script of an array; `grace` is the time to save before the time limit, seconds."""
-    lines = [f"--job-name={sweep.folder.name}", f"--array={_array(numbers, at_once)}"]
-    lines += [f"--chdir={sweep.cwd}", f"--output={sweep.log('%a')}", "--open-mode=append"]
+    lines = [f"--job-name={shlex.quote(sweep.folder.name)}"]
+    lines += [f"--array={_array(numbers, at_once)}", f"--chdir={shlex.quote(str(sweep.cwd))}"]
+    lines += [f"--output={shlex.quote(str(sweep.log('%a')))}", "--open-mode=append"]
     lines += ["--requeue", f"--signal=USR1@{grace}", *options]
-    directives = "\n".join(f"#SBATCH {shlex.quote(line)}" for line in lines)
+    directives = "\n".join(f"#SBATCH {line}" for line in lines)
     stopped = " | ".join(map(str, STOPPED))
     task = shlex.join([sys.executable, "-m", "clipstem.task", str(sweep.folder)])
     return f"""\
@@ -63,7 +64,8 @@ def submit(
         ClipstemError: with what sbatch says, if it refuses.
     """
     array = f"--array={_array(numbers, at_once)}"
-    said = _run("sbatch", "--parsable", array, *options, str(sweep.script))
+    words = [word for option in options for word in shlex.split(option)]
+    said = _run("sbatch", "--parsable", array, *words, str(sweep.script))
     return Submission(Where.slurm, said.strip().split(";")[0], tuple(numbers))
 
 

@@ -6,6 +6,7 @@ with the last task's status.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -42,7 +43,7 @@ class Runner:
     def _run(self, task: Task) -> int:
         with self.sweep.log(task.number).open("ab") as log:
             self.process = subprocess.Popen(
-                command(self.sweep, task), cwd=self.sweep.cwd, stdout=log, stderr=log
+                command(self.sweep, task), cwd=self.sweep.cwd, env=_alone(), stdout=log, stderr=log
             )
             if self.asked_to_stop:  # before there was a process
                 self.process.send_signal(self.asked_to_stop)
@@ -56,6 +57,14 @@ def command(sweep: Sweep, task: Task) -> list[str]:
     goes_on = sweep.verb is SweepVerb.train and (task.out / "run.json").is_file()
     resume = ["resume=true"] if goes_on else []
     return [sys.executable, "-m", f"clipstem.{sweep.verb.value}", *task.overrides, *resume]
+
+
+def _alone() -> dict[str, str]:
+    """The environment, without what makes Lightning take a task for one of SLURM's several.
+
+    It would answer the signals itself.
+    """
+    return {key: value for key, value in os.environ.items() if key != "SLURM_NTASKS"}
 
 
 def main() -> None:
