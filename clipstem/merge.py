@@ -42,6 +42,7 @@ def join(files: Sequence[Path]) -> Predictions:
             raise ClipstemError(f"{file}: is part {part}, as {file_of_part[part]} is")
         file_of_part[part], found_of_part[part] = file, found
     _refuse_what_differs(file_of_part, found_of_part)
+    _refuse_what_comes_twice(file_of_part, found_of_part)
     (parts,) = {found.provenance["parts"] for found in found_of_part.values()}
     if missing := sorted(set(range(1, parts + 1)) - set(file_of_part)):
         said = ", ".join(map(str, missing))
@@ -61,6 +62,18 @@ def _refuse_what_differs(
                     f"{file_of_part[part]}: {name} is {b}, but in {file_of_part[first]} it is {a}; "
                     "these are not parts of the same predictions"
                 )
+
+
+def _refuse_what_comes_twice(
+    file_of_part: dict[int, Path], found_of_part: dict[int, Predictions]
+) -> None:
+    known: set[str] = set()
+    for part, found in found_of_part.items():
+        if twice := known & set(found.columns["id"]):
+            raise ClipstemError(
+                f"{file_of_part[part]}: the question '{min(twice)}' is in another part too"
+            )
+        known |= set(found.columns["id"])
 
 
 def _concatenated(parts: Sequence[Predictions]) -> Predictions:

@@ -35,7 +35,7 @@ def script(
 ) -> str:
     """The batch script of an array; `grace` is the time to save before the time limit, seconds."""
     lines = [f"--job-name={shlex.quote(sweep.folder.name)}"]
-    lines += [f"--array={_array(numbers, at_once)}", f"--chdir={shlex.quote(str(sweep.cwd))}"]
+    lines += [f"--array={array(numbers, at_once)}", f"--chdir={shlex.quote(str(sweep.cwd))}"]
     lines += [f"--output={shlex.quote(str(sweep.log('%a')))}", "--open-mode=append"]
     lines += ["--requeue", f"--signal=USR1@{grace}", *options]
     directives = "\n".join(f"#SBATCH {line}" for line in lines)
@@ -63,13 +63,13 @@ def submit(
     Raises:
         ClipstemError: with what sbatch says, if it refuses.
     """
-    array = f"--array={_array(numbers, at_once)}"
-    words = [word for option in options for word in shlex.split(option)]
-    said = _run("sbatch", "--parsable", array, *words, str(sweep.script))
+    words = [f"--array={array(numbers, at_once)}"]
+    words += [word for option in options for word in shlex.split(option)]
+    said = _run("sbatch", "--parsable", *words, str(sweep.script))
     return Submission(Where.slurm, said.strip().split(";")[0], tuple(numbers))
 
 
-def _array(numbers: Sequence[int], at_once: int | None) -> str:
+def array(numbers: Sequence[int], at_once: int | None) -> str:
     """`1-3,7%2`: runs of neighbours, and how many at the same time."""
     runs: list[list[int]] = []
     for number in sorted(numbers):

@@ -109,7 +109,7 @@ def state_of(attempts: Sequence[Attempt], live: Live | None) -> tuple[State, str
         return State.failed, "killed"
     if last.was_stopped:
         return State.failed, "stopped, and not requeued"
-    if last.status > 128:
+    if last.status - 128 in set(signal.Signals):
         return State.failed, f"killed by {signal.Signals(last.status - 128).name}"
     return State.failed, f"exit status {last.status}"
 

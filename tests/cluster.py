@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 NODES = ("one", "two")
-CPUS = 3
+CPUS = 4
 
 # GraceTime is what a pre-empted task has to save, cred_expire how long a requeued one must wait;
 # config_overrides lets a node have more cores than the machine.
@@ -88,7 +88,7 @@ def running() -> Iterator[dict[str, str]]:
         for node in NODES:
             daemon(node, "slurmd", "-D", "-N", node)
         wait_for(lambda: _idle_nodes(environment) == len(NODES), "slurmctld and slurmd")
-        stack.callback(_cancel_all, environment)
+        stack.callback(cancel_all, environment)
         yield environment
 
 
@@ -126,7 +126,7 @@ def _idle_nodes(environment: dict[str, str]) -> int:
     return len(done.stdout.splitlines())
 
 
-def _cancel_all(environment: dict[str, str]) -> None:
+def cancel_all(environment: dict[str, str]) -> None:
     """So that nothing outlives the daemons."""
     subprocess.run(["scancel", "--me", "--signal=KILL", "--full"], env=environment, timeout=60)
     subprocess.run(["scancel", "--me"], env=environment, timeout=60)
@@ -151,7 +151,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def wait_for(is_so: Callable[[], bool], what: str, seconds: float = 200) -> None:
+def wait_for(is_so: Callable[[], bool], what: str, seconds: float = 600) -> None:
     """Wait until something is so; the limit only keeps a failed test from hanging."""
     end = time.monotonic() + seconds
     while not is_so():

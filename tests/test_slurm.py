@@ -42,18 +42,21 @@ def slurm() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture
-def folder(slurm: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, with this SLURM in the environment."""
+def folder(
+    slurm: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """An empty folder to work in, with this SLURM in the environment; its tasks end with it."""
     monkeypatch.setenv("SLURM_CONF", slurm["SLURM_CONF"])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    cluster.cancel_all(slurm)
 
 
 def submit(*arguments: str) -> str:
     """Run the command, and return what it prints."""
     command = [sys.executable, "-m", "clipstem.submit", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert not done.returncode, done.stderr
     return done.stdout
 
@@ -65,7 +68,8 @@ def state_of(sweep: Sweep, number: int) -> State:
 def processes_of(sweep: Sweep, number: int) -> list[psutil.Process]:
     """The task's own process and the training that it started."""
     said = [str(sweep.folder), sweep.submissions[-1].job, str(number)]
-    (task,) = (it for it in psutil.process_iter(["cmdline"]) if it.info["cmdline"][-3:] == said)
+    everywhere = psutil.process_iter(["cmdline"])
+    (task,) = (it for it in everywhere if (it.info["cmdline"] or [])[-3:] == said)
     return [task, *task.children(recursive=True)]
 
 
@@ -80,8 +84,8 @@ def test_a_sweep_survives_preemption_and_a_killed_task(folder: Path, drawn_data:
     runs = {task.number: Run(task.out) for task in sweep.tasks}
     wait_for(lambda: all(run.last_checkpoint.exists() for run in runs.values()), "every checkpoint")
     # ---- one is pre-empted: a job of higher priority wants a core
-    wants = ["sbatch", "--partition=high", "--output=/dev/null", "--wrap=sleep 3"]
-    subprocess.run(wants, check=True, stdout=subprocess.DEVNULL)
+    wants = ["sbatch", "--partition=high", "--cpus-per-task=2", "--output=/dev/null"]
+    subprocess.run([*wants, "--wrap=sleep 3"], check=True, stdout=subprocess.DEVNULL)
     wait_for(lambda: any(it.state is State.requeued for it in standings(sweep)), "a requeue")
     (preempted,) = (it.task.number for it in standings(sweep) if it.state is State.requeued)
     stopped_at = steps_done(runs[preempted])
