@@ -7,7 +7,7 @@ anything still runs, whatever ended it.
 from __future__ import annotations
 
 import fcntl
-import subprocess
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,14 +22,10 @@ def submit(sweep: Sweep, numbers: Sequence[int]) -> Submission:
     command = [sys.executable, "-m", "clipstem.task", str(sweep.folder), job, *map(str, numbers)]
     with _lock(sweep, job).open("w+") as lock, sweep.log(job).open("a") as log:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        subprocess.Popen(
-            command,
-            cwd=sweep.cwd,
-            stdin=lock,  # nobody reads it; children inherit it, and the lock with it
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        # Nobody reads standard input: it is inherited by the children, and the lock with it.
+        streams = [(os.POSIX_SPAWN_DUP2, lock.fileno(), 0)]
+        streams += [(os.POSIX_SPAWN_DUP2, log.fileno(), number) for number in (1, 2)]
+        os.posix_spawn(command[0], command, os.environ, file_actions=streams, setsid=True)
     return Submission(Where.local, job, tuple(numbers))
 
 

@@ -142,7 +142,9 @@ def composed(name: str, schema: type[Config], overrides: Sequence[str]) -> Confi
         with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
             raw = hydra.compose(name, list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ClipstemError(str(error).splitlines()[0]) from error
+        # Below the first lines Hydra names types and its own pages.
+        lines = [line for line in str(error).splitlines() if not line.startswith((" ", "See "))]
+        raise ClipstemError(": ".join(filter(None, lines))) from error
     return to_dataclass(schema, raw)
 
 

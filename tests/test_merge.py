@@ -35,12 +35,12 @@ def predictions(ids: list[str], most: int = 3, **provenance: Any) -> Predictions
     return Predictions(columns, probs_QK, logits_QK, {"seconds": 1.0, "model": "m", **provenance})
 
 
-def write_parts(folder: Path, parts: int, **changes: Any) -> list[Path]:
+def write_parts(folder: Path, count: int, **changes: Any) -> list[Path]:
     """Files of two questions each; `changes` are of the last."""
     files = []
-    for part in range(1, parts + 1):
+    for part in range(1, count + 1):
         same = dict.fromkeys(MUST_AGREE, "same") | {"temperature": 2.0, "perturbation": None}
-        made = {**same, "part": part, "parts": parts, **(changes if part == parts else {})}
+        made = {**same, "part": part, "parts": count, **(changes if part == count else {})}
         files.append(folder / f"{part}.parquet")
         ids = [f"q{part}-{number}" for number in range(2)]
         predictions(ids, most=3 if part == 1 else 2, **made).write(files[-1])
@@ -59,14 +59,16 @@ def test_parts_are_joined_in_their_order_whatever_order_they_come_in(tmp_path: P
     np.testing.assert_array_equal(again.logits_QK, joined.logits_QK)
 
 
+@pytest.fixture(scope="module")
+def six_parts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_parts(tmp_path_factory.mktemp("parts"), 6)
+
+
 @given(st.sets(st.integers(1, 6), min_size=1, max_size=5))
-def test_every_missing_part_is_named(
-    tmp_path_factory: pytest.TempPathFactory, kept: set[int]
-) -> None:
-    files = write_parts(tmp_path_factory.mktemp("parts"), 6)
+def test_every_missing_part_is_named(six_parts: list[Path], kept: set[int]) -> None:
     missing = ", ".join(str(part) for part in range(1, 7) if part not in kept)
     with pytest.raises(ClipstemError, match=f"^part {missing} of 6 is missing; nothing is merged$"):
-        join([files[part - 1] for part in kept])
+        join([six_parts[part - 1] for part in kept])
 
 
 def test_a_part_that_comes_twice_is_refused(tmp_path: Path) -> None:

@@ -67,9 +67,9 @@ def state_of(sweep: Sweep, number: int) -> State:
 
 def processes_of(sweep: Sweep, number: int) -> list[psutil.Process]:
     """The task's own process and the training that it started."""
-    said = [str(sweep.folder), sweep.submissions[-1].job, str(number)]
+    said = ["-m", "clipstem.task", str(sweep.folder), sweep.submissions[-1].job, str(number)]
     everywhere = psutil.process_iter(["cmdline"])
-    (task,) = (it for it in everywhere if (it.info["cmdline"] or [])[-3:] == said)
+    (task,) = (it for it in everywhere if (it.info["cmdline"] or [])[1:] == said)
     return [task, *task.children(recursive=True)]
 
 

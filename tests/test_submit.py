@@ -66,7 +66,7 @@ def test_line_n_is_task_n_without_comments_and_blank_lines(
         ("train", "-m data={data} out=b seed=1,2", "'-m' is no override; expected key=value"),
         ("train", "data={data} out='b", "No closing quotation"),
         ("train", "data={data} out=b model=tiny_vitt", "'model': there is no 'tiny_vitt'; did you"),
-        ("train", "data={data} out=b steps=[", "mismatched input"),
+        ("train", "data={data} out=b steps=[", "no viable alternative at input '['"),
         ("predict", "data={data} bundle=x out=b split=all", "'split': is all; a task makes one"),
         ("predict", "data={data} run=x split=valid", "x: there is no run here"),
         ("predict", "data={data} bundle=x out=b split=valid part=1", "'part', 'parts': one needs"),
@@ -153,7 +153,7 @@ def test_a_task_that_fails_says_how(
     submit(monkeypatch, "retry", f"out={made.folder}", "where=local")
     wait_for(lambda: all(it.state is State.failed for it in standings(made)), "both failures")
     assert len(made.attempts(2)) == 1
-    assert standings(made)[0].why.startswith("exit status 2: clipstem predict: gone")
+    assert standings(made)[0].why.startswith("exit status 2: clipstem predict: data: there is no")
     submit(monkeypatch, "status", f"out={made.folder}")
     assert "failed (exit status 2" in capsys.readouterr().out
 
