@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.skipif(bool(cluster.why_not()), reason=cluster.why_not()),
 ]
 
-STEPS = 150
+STEPS = 240  # so many that a fast machine is not done before the test has acted
 SCRIPTS = sorted((Path(__file__).parent.parent / "scripts").glob("*.sbatch"))
 
 
