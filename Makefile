@@ -5,7 +5,7 @@ RUN = $(VENV)/bin/python
 # Tests side by side, a thread each: on small models two threads are no faster than one.
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: install quickstart test check slow browser
+.PHONY: install quickstart test check slow browser slurm
 
 install: $(VENV)/installed
 
@@ -51,3 +51,7 @@ slow: install
 # The report in chromium: both themes, sorting, printing.
 browser: install
 	$(RUN) -m pytest -m browser
+
+# Sweeps on a real SLURM, which the tests start and stop: needs Debian's slurm-wlm and munge, and root.
+slurm: install
+	$(RUN) -m pytest -m slurm

@@ -19,6 +19,8 @@ import hydra
 import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -45,16 +47,17 @@ def conf_folder() -> Path:
 
 
 def verb(
-    name: str, schema: type[Config]
+    name: str, schema: type[Config], first_word: str | None = None
 ) -> Callable[[Callable[[Config], None]], Callable[[], None]]:
     """Make a function of a config dataclass a command: Hydra outside, plain dataclasses inside.
 
-    A user's mistake prints one line and exits with 2; Hydra's own composition errors exit with 1.
+    `first_word` names the setting that a bare first word on the command line is the value of. A
+    user's mistake prints one line and exits with 2; Hydra's own composition errors exit with 1.
     """
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
 
     def decorate(function: Callable[[Config], None]) -> Callable[[], None]:
-        def composed(raw: DictConfig) -> None:
+        def checked(raw: DictConfig) -> None:
             with _one_line_errors(name):
                 function(to_dataclass(schema, raw))
 
@@ -62,11 +65,13 @@ def verb(
             if {"--help", "-h"} & set(sys.argv[1:]):  # Hydra's own takes twice as long to say less
                 print(help_text(name, schema))
                 return
+            if first_word and sys.argv[1:] and re.fullmatch(r"\w+", sys.argv[1]):
+                sys.argv[1] = f"{first_word}={sys.argv[1]}"
             with _one_line_errors(name):
                 check_keys(schema, sys.argv[1:])
                 _refuse_code(sys.argv[1:])
             hydra.main(config_path=str(conf_folder()), config_name=name, version_base="1.3")(
-                composed
+                checked
             )()
 
         return main
@@ -128,6 +133,25 @@ class _one_line_errors:
         if isinstance(error, KeyboardInterrupt):
             print(f"clipstem {self.name}: interrupted", file=sys.stderr)
             sys.exit(130)
+
+
+def composed(name: str, schema: type[Config], overrides: Sequence[str]) -> Config:
+    """The config that a verb's command line would have with these overrides.
+
+    Raises:
+        ClipstemError: for whatever the verb's own door would refuse.
+    """
+    check_keys(schema, overrides)
+    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            raw = hydra.compose(name, list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        # Below the first lines Hydra names types and its own pages.
+        lines = [line for line in str(error).splitlines() if not line.startswith((" ", "See "))]
+        raise ClipstemError(": ".join(filter(None, lines))) from error
+    return to_dataclass(schema, raw)
 
 
 def to_dataclass(schema: type[Config], raw: DictConfig) -> Config:

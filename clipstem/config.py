@@ -288,7 +288,7 @@ class PredictConfig:
     split: str = MISSING
     """`train`, `tune`, `valid`, `test`, or `all`."""
     out: str | None = None
-    """The predictions file; null writes `<run>/predictions/<split>[-<perturb>].parquet`."""
+    """The predictions file; null: `<run>/predictions/<split>[-<perturb>][-<part>].parquet`."""
     preds_txt: str | None = None
     """Also write the leaderboard's file of choices here."""
     problem_picture: ProblemPicture | None = None
@@ -299,6 +299,10 @@ class PredictConfig:
     """Ask changed questions: a name of `Perturbation`, such as `blank_picture` or `blur`."""
     perturb_strength: float | None = None
     """How strongly, in the unit that `clipstem.perturb` states; null: as strongly as it states."""
+    part: int | None = None
+    """Which of `parts` to score, from 1; their files are joined by `clipstem.submit merge`."""
+    parts: int | None = None
+    """Contiguous parts of almost equal size that a split's questions are cut into."""
     batch_size: int = 32
     """Questions scored together; changes the speed, never the answers."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -332,6 +336,17 @@ class PredictConfig:
             _require_positive(self, "temperature")
         if self.perturb_strength is not None and self.perturb is None:
             raise ClipstemError("conf key 'perturb_strength': needs perturb=<name> beside it")
+        self._check_part()
+
+    def _check_part(self) -> None:
+        if (self.part is None) != (self.parts is None):
+            raise ClipstemError("conf keys 'part', 'parts': one needs the other beside it")
+        if self.part is None or self.parts is None:
+            return
+        if not 1 <= self.part <= self.parts:
+            raise ClipstemError(f"conf key 'part': {self.part} is not from 1 to {self.parts}")
+        if self.preds_txt is not None:
+            raise ClipstemError("conf key 'preds_txt': has a line for each row, not for a part's")
 
 
 @dataclass
@@ -684,6 +699,61 @@ class ReportConfig:
         if self.predictions != MISSING and not self.predictions:
             raise ClipstemError(
                 "conf key 'predictions': names no file; expected [<file>.parquet, …]"
+            )
+
+
+class Action(Enum):
+    """What `clipstem.submit` is asked to do; the first word of its command line."""
+
+    submit = "submit"  # start every task
+    status = "status"  # say what became of each
+    retry = "retry"  # start again what failed
+    merge = "merge"  # join what the tasks made
+
+
+class SweepVerb(Enum):
+    """What each task of a sweep runs."""
+
+    train = "train"
+    predict = "predict"
+
+
+class Where(Enum):
+    """Where a sweep's tasks run."""
+
+    auto = "auto"  # on SLURM where there is an `sbatch`, else here
+    slurm = "slurm"
+    local = "local"  # on this machine, one after the other, behind the shell's back
+
+
+@dataclass
+class SubmitConfig:
+    """`python -m clipstem.submit [submit|status|retry|merge]`: a sweep of many trainings, or of the
+    parts of one prediction, as one SLURM array or on this machine."""
+
+    action: Action = Action.submit
+    """`submit`, `status`, `retry` or `merge`: a bare first word of the command line."""
+    verb: SweepVerb = SweepVerb.train
+    """What each task runs: `train` or `predict`."""
+    tasks: str | None = None
+    """A text file: each line is one task, with the overrides as `verb` would be given them."""
+    out: str | None = None
+    """The sweep's folder; null is `sweeps/<name of the tasks file>`."""
+    where: Where = Where.auto
+    """Where the tasks run: `slurm`, `local`, or `auto`: SLURM where there is an `sbatch`."""
+    sbatch: list[str] = field(default_factory=list)
+    """Further options of sbatch, such as [--time 4:00:00,--gres gpu:1]: with spaces, not `=`."""
+    at_once: int | None = None
+    """Most tasks of the array that run at the same time; null leaves it to SLURM."""
+    grace_seconds: int = 120
+    """How long before its time limit a task is told to save and stop."""
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, 1, "at_once", "grace_seconds")
+        if self.tasks is None and (self.out is None or self.action is Action.submit):
+            raise ClipstemError(
+                "conf key 'tasks' is missing; give tasks=<a file with a task a line>"
+                + (", or out=<the sweep's folder>" if self.action is not Action.submit else "")
             )
 
 

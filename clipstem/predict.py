@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from clipstem import console, shards
-from clipstem.batches import has_answers
+from clipstem.batches import has_answers, usable
 from clipstem.command import verb
 from clipstem.config import PredictConfig
-from clipstem.engine import Engine
+from clipstem.engine import ALL, Engine
 from clipstem.perturb import Change, Perturbed
 from clipstem.prediction import Predictions
 from clipstem.question import ClipstemError
@@ -24,15 +24,8 @@ def predict(config: PredictConfig) -> dict[str, Predictions]:
     Raises:
         ClipstemError: if the data, the run or the model are not as expected, or a file exists.
     """
-    dataset = shards.open_dataset(config.data)
+    dataset, files = planned(config)
     asked = perturbed(dataset, config)
-    splits = list(dataset.manifest.questions) if config.split == "all" else [config.split]
-    files = {split: predictions_file(config, split) for split in splits}
-    for split, file in files.items():
-        dataset.shards_of(split)
-        _refuse_existing(file, "out")
-    if config.preds_txt is not None:
-        _refuse_existing(Path(config.preds_txt), "preds_txt")
     scorer = open_scorer(config, dataset)
     trained = scorer.provenance.get("train_perturb")
     if trained and config.perturb is None:
@@ -42,11 +35,43 @@ def predict(config: PredictConfig) -> dict[str, Predictions]:
         )
     made = {}
     for split, file in files.items():
-        with console.progress_bar(split, dataset.size(split)) as progress:
-            made[split] = scorer.predict(asked, split, config.batch_size, progress)
-        made[split].write(file)
-        report(made[split], split, file)
+        chosen = part_of(config, dataset, split)
+        total = len(range(dataset.size(split))[chosen])
+        with console.progress_bar(split, total) as progress:
+            found = scorer.predict(asked, split, config.batch_size, progress, chosen=chosen)
+        if config.parts is not None:
+            found.provenance.update(part=config.part, parts=config.parts)
+        found.write(file)
+        report(found, split, file)
+        made[split] = found
     return made
+
+
+def planned(config: PredictConfig) -> tuple[Dataset, dict[str, Path]]:
+    """The data, and the file to write for each split.
+
+    Raises:
+        ClipstemError: if a split is not there, or a file exists.
+    """
+    dataset = shards.open_dataset(config.data)
+    splits = list(dataset.manifest.questions) if config.split == "all" else [config.split]
+    files = {split: predictions_file(config, split) for split in splits}
+    for split, file in files.items():
+        dataset.shards_of(split)
+        _refuse_existing(file, "out")
+    if config.preds_txt is not None:
+        _refuse_existing(Path(config.preds_txt), "preds_txt")
+    return dataset, files
+
+
+def part_of(config: PredictConfig, dataset: Dataset, split: str) -> slice:
+    """The places of the part's questions among those of the split that can be scored."""
+    if config.part is None or config.parts is None:
+        return ALL
+    questions = int(usable(dataset, split, answered=False).sum())
+    return slice(
+        questions * (config.part - 1) // config.parts, questions * config.part // config.parts
+    )
 
 
 def _refuse_existing(file: Path, key: str) -> None:
@@ -66,7 +91,8 @@ def predictions_file(config: PredictConfig, split: str) -> Path:
     if config.out is None:
         changed = [] if config.perturb is None else [config.perturb.value]
         strength = [] if config.perturb_strength is None else [f"{config.perturb_strength:g}"]
-        name = "-".join([split, *changed, *strength])
+        part = [] if config.part is None else [f"part{config.part}of{config.parts}"]
+        name = "-".join([split, *changed, *strength, *part])
         return Path(str(config.run)) / "predictions" / f"{name}.parquet"
     out = Path(config.out)
     return out if config.split != "all" else out.with_name(f"{out.stem}-{split}{out.suffix}")

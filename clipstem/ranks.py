@@ -230,12 +230,13 @@ def joined(trainer: TrainerConfig) -> Iterator[None]:
         world_size=int(os.environ["WORLD_SIZE"]),
     )
     try:
-        here = gathered(socket.gethostname())
-        count = here.count(socket.gethostname())
+        node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+        nodes = gathered(node)
+        count = nodes.count(node)
         os.environ |= {"LOCAL_WORLD_SIZE": str(count), "NODE_RANK": str(rank() // count)}
-        if any(here.count(name) != count for name in here) or rank() % count != local:
+        if any(nodes.count(name) != count for name in nodes) or rank() % count != local:
             raise ClipstemError(
-                f"the {world()} ranks are not spread evenly over {', '.join(sorted(set(here)))}; "
+                f"the {world()} ranks are not spread evenly over {', '.join(sorted(set(nodes)))}; "
                 "give every machine as many, in blocks (srun --ntasks-per-node)"
             )
         if not on_cuda and "OMP_NUM_THREADS" not in os.environ:

@@ -102,6 +102,21 @@ def prepare(**values: Any) -> PrepareConfig:
         (predict, {"run": "r", "temperature": 0.0}, "conf key 'temperature': 0.0 is not above 0"),
         (
             predict,
+            {"run": "r", "parts": 3},
+            "conf keys 'part', 'parts': one needs the other beside it",
+        ),
+        (
+            predict,
+            {"run": "r", "part": 4, "parts": 3},
+            "conf key 'part': 4 is not from 1 to 3",
+        ),
+        (
+            predict,
+            {"run": "r", "part": 1, "parts": 3, "preds_txt": "p.txt"},
+            "conf key 'preds_txt': has a line for each row, not for a part's",
+        ),
+        (
+            predict,
             {"bundle": "b"},
             "conf key 'out' is missing; with bundle= give out=<file>.parquet",
         ),

@@ -30,19 +30,19 @@ ROWS = (
     ("bank.science", "bank.technology", "bank.engineering", "bank.math"),
     ("bank",),
     ("bank.stem",),
-    ("storage", "images", "metrics", "statistics"),
-    ("shards", "console", "sources", "tokens"),
+    ("storage", "images", "metrics", "statistics", "sweep"),
+    ("shards", "console", "sources", "tokens", "slurm", "background", "task"),
     ("jsonl", "packing", "exam", "perturb"),
     ("spool", "pairs", "report.published", "report.page"),
     ("report.answers", "batches", "memory", "bundle"),
     ("report.analyses", "report.comparisons", "report.gallery", "engine"),
     ("report.sittings",),
-    ("towers", "loss", "loader", "csv_log"),
+    ("towers", "loss", "loader", "csv_log", "merge"),
     ("scorer", "onnx_scorer", "layers", "averages", "serve", "serve.requests", "serve.sittings"),
     ("features", "learner", "callbacks", "serve.batching"),
     ("serve.app",),
     ("prepare", "train", "predict", "export", "assemble", "bank.__main__", "report.__main__"),
-    ("serve.__main__",),
+    ("serve.__main__", "submit"),
 )
 """From the bottom up: a module imports from rows below its own, never from its own or above."""
 
@@ -62,6 +62,8 @@ LIGHT = (
     "report.gallery",
     "engine",
     "predict",
+    "submit",
+    "task",
     "onnx_scorer",
     "serve.app",
 )

@@ -102,6 +102,25 @@ def test_perturbed_questions_get_their_own_file(run: Path, drawn_data: Path) -> 
     assert noisy.provenance["perturbation"]["strength"] == 0.25
 
 
+def test_parts_are_the_whole_split_once_and_in_its_order(
+    run: Path, drawn_data: Path, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "whole.parquet")
+    whole = predict(settings(drawn_data, run=str(run), out=out, batch_size=7))["valid"]
+    ids: list[str] = []
+    probs = []
+    for part in (1, 2, 3):
+        found = predict(settings(drawn_data, run=str(run), part=part, parts=3))["valid"]
+        assert (found.provenance["part"], found.provenance["parts"]) == (part, 3)
+        assert len(found) in (len(whole) // 3, len(whole) // 3 + 1)
+        assert (run / "predictions" / f"valid-part{part}of3.parquet").is_file()
+        ids += found.columns["id"]
+        probs += [row[row > 0] for row in found.probs_QK]
+    assert ids == whole.columns["id"]
+    for expected, row in zip(whole.probs_QK, probs, strict=True):
+        np.testing.assert_allclose(row, expected[expected > 0], atol=1e-6, rtol=0)
+
+
 def test_a_models_temperature_is_fitted_on_what_is_not_perturbed(
     drawn_data: Path, tmp_path: Path
 ) -> None:

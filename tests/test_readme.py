@@ -14,14 +14,17 @@ from typing import Any
 
 import httpx
 import pytest
+from cluster import wait_for
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from test_serve import server
 
 from clipstem import config
-from clipstem.command import check_keys, conf_folder, to_dataclass
+from clipstem.command import check_keys, composed, conf_folder, to_dataclass
 from clipstem.shards import open_dataset
+from clipstem.submit import standings
+from clipstem.sweep import State, Sweep
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -41,6 +44,7 @@ SCHEMAS = {
     "report": config.ReportConfig,
     "export": config.ExportConfig,
     "serve": config.ServeConfig,
+    "submit": config.SubmitConfig,
 }
 PACKAGES = ("bank", "report", "serve")
 MODULES: dict[str, Any] = {
@@ -67,6 +71,8 @@ def experiment_commands() -> list[str]:
 def split_command(command: str) -> tuple[str, list[str]]:
     """The verb and its overrides."""
     _, _, module, *overrides = shlex.split(os.path.expandvars(command))
+    if module == "clipstem.submit" and "=" not in overrides[0]:
+        overrides[0] = f"action={overrides[0]}"
     return module.removeprefix("clipstem."), overrides
 
 
@@ -97,6 +103,8 @@ def shrunk(verb: str, overrides: list[str]) -> list[str]:
         return [*overrides, "repeats=20"]
     if verb == "report":
         return [*overrides, "repeats=20", "exam.repeats=20"]
+    if verb == "submit":
+        return [*overrides, "where=local"]
     return overrides
 
 
@@ -156,21 +164,48 @@ def bring_questions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bring_stem(folder, monkeypatch)
 
 
+def bring_sweeps(folder: Path) -> None:
+    """The README's sweeps with a task each: one of the trainings, and all of its predictions."""
+    (folder / "scripts" / "sweeps").mkdir(parents=True)
+    for name, kept, changes in (("lr", "lr_1e-3", STEPS), ("predict", "part=1", ["parts=1"])):
+        (line,) = (line for line in tasks_of(ROOT / f"scripts/sweeps/{name}.txt") if kept in line)
+        (folder / f"scripts/sweeps/{name}.txt").write_text(" ".join([line, *changes]))
+
+
+def run_submit(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run it, and wait for the tasks that it has started; none of them fails."""
+    if " retry " in command:
+        with pytest.raises(SystemExit):
+            run_shrunk(command, monkeypatch)
+        return
+    run_shrunk(command, monkeypatch)
+    if " verb=" in command:
+        (name,) = re.findall(r"tasks=scripts/sweeps/(\w+)\.txt", command)
+        made = Sweep(Path("sweeps", name).absolute())
+        wait_for(lambda: all(it.state is State.finished for it in standings(made)), command)
+
+
 def test_the_readmes_commands_run_in_their_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     bring_questions(tmp_path, monkeypatch)
+    bring_sweeps(tmp_path)
     commands = readme_commands()
-    assert len(commands) == 20
+    assert len(commands) == 27
     for command in commands:
         if ".serve " in command:
             continue  # it runs until it is told to end: below
+        if ".submit " in command:
+            run_submit(command, monkeypatch)
+            continue
         if "resume=true" in command:  # of a run that is not finished
             (tmp_path / "runs/first/DONE").unlink()
         run_shrunk(command, monkeypatch)
     made = {path.name for path in (tmp_path / "runs").iterdir()}
-    assert made == {"careful", "first", "mini", "vit_b32"}
+    assert made == {"careful", "first", "lr_1e-3", "mini", "vit_b32"}
+    assert (tmp_path / "sweeps/lr/results.csv").is_file()
+    assert (tmp_path / "sweeps/predict/predictions.parquet").is_file()
     assert (tmp_path / "preds.txt").is_file()
     assert (tmp_path / "runs/first/exam/exam.json").is_file()
     assert (tmp_path / "report/report.html").is_file()
@@ -200,6 +235,22 @@ def asks_the_server(commands: list[str]) -> None:
         shown = re.search(r'^\{"answers".*$', README, flags=re.M)
         assert shown and answer.json().keys() == json.loads(shown[0]).keys()
         assert answer.json()["answers"][0].keys() == json.loads(shown[0])["answers"][0].keys()
+
+
+SWEEPS = {"lr": "train", "predict": "predict"}
+
+
+def tasks_of(sweep: Path) -> list[str]:
+    return [line for line in sweep.read_text().splitlines() if line and not line.startswith("#")]
+
+
+def test_every_task_of_a_shown_sweep_composes() -> None:
+    files = sorted((ROOT / "scripts" / "sweeps").iterdir())
+    assert [path.stem for path in files] == sorted(SWEEPS)
+    for path in files:
+        verb = SWEEPS[path.stem]
+        for line in tasks_of(path):
+            assert isinstance(composed(verb, SCHEMAS[verb], shlex.split(line)), SCHEMAS[verb])
 
 
 COMMANDS = {path: measure.commands(path) for path in EXPERIMENTS}
