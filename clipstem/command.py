@@ -148,8 +148,9 @@ def composed(name: str, schema: type[Config], overrides: Sequence[str]) -> Confi
         with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
             raw = hydra.compose(name, list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        # Below the first lines Hydra names types and its own pages.
-        lines = [line for line in str(error).splitlines() if not line.startswith((" ", "See "))]
+        # Below the first lines Hydra names types and its own pages; the reason may be the cause.
+        said = str(error) if error.__cause__ is None else f"{error}\n{error.__cause__}"
+        lines = [line for line in said.splitlines() if not line.startswith((" ", "See "))]
         raise ClipstemError(": ".join(filter(None, lines))) from error
     return to_dataclass(schema, raw)
 
