@@ -146,9 +146,8 @@ class EvaluateOnTune(L.Callback):
         else:
             trainer.save_checkpoint(path, weights_only=False)  # which only the first writes
         kept = [step for _, _, step in self.kept]
-        if ranks.is_first():
-            self.run.keep_last_checkpoints()
-            self.run.keep_only({*kept, *self.saved})
+        self.run.keep_last_checkpoints()
+        self.run.keep_only({*kept, *self.saved})
         self.saved = kept
 
     def _evaluate(self, trainer: L.Trainer, step: int) -> None:

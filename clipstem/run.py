@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,8 @@ class Run:
 
     def keep_only(self, steps: Collection[int]) -> None:
         """Remove the weights of evaluations that were among the best before."""
+        if not self.is_writer:
+            return
         kept = [self.kept(step) for step in steps]
         for folder in (self.folder / "checkpoints").glob("best-*"):
             if folder not in kept:
@@ -68,6 +70,8 @@ class Run:
 
     def keep_last_checkpoints(self) -> None:
         """Remove all but the last two."""
+        if not self.is_writer:
+            return
         for path in self.checkpoints[2:]:
             path.unlink()
 
@@ -80,20 +84,23 @@ class Run:
         """Newest first."""
         return sorted((self.folder / "checkpoints").glob("step-*.ckpt"), reverse=True)
 
-    def last_whole_checkpoint(self) -> tuple[Path | None, int]:
+    def last_whole_checkpoint(
+        self, damage: Callable[[Path], str | None]
+    ) -> tuple[Path | None, int]:
         """The checkpoint to go on from and its step; (None, 0) if nothing was written yet.
 
-        A damaged one is named, set aside as `*.damaged`, and the one before it is used.
+        A damaged one is named, set aside as `*.damaged`, and the one before it is used; `damage`
+        says what is wrong with one, if anything.
 
         Raises:
             ClipstemError: if there are checkpoints, but all of them are damaged.
         """
         found = self.checkpoints
         for path in found:
-            if (damage := damage_of(path)) is None:
+            if (wrong := damage(path)) is None:
                 return path, int(path.stem.removeprefix("step-"))
             log.warning(
-                "%s: is damaged (%s); it is set aside, the one before it is used", path, damage
+                "%s: is damaged (%s); it is set aside, the one before it is used", path, wrong
             )
             path.rename(path.with_suffix(".damaged"))
         if found:

@@ -478,7 +478,8 @@ def _refuse_hostile(config: ModelConfig) -> None:
     given = config.architecture or open_clip.get_model_config(config.name) or {}
     towers = {name: given.get(name) for name in ("text_cfg", "vision_cfg")}
     if not all(isinstance(tower, dict) for tower in towers.values()):
-        raise ClipstemError(f"'{config.name}' has no text_cfg and vision_cfg; expected open_clip's")
+        key = "conf key 'model.architecture'" if config.architecture else f"'{config.name}'"
+        raise ClipstemError(f"{key} is no open_clip model: it has no text_cfg and vision_cfg")
     text_cfg: dict[str, Any] = given["text_cfg"]
     kwargs = text_cfg.get("tokenizer_kwargs") or {}
     strange = sorted(set(kwargs) - TOKENIZER_KWARGS)

@@ -80,6 +80,7 @@ def _train(config: TrainConfig, stop: StopRequest, to_release: contextlib.ExitSt
     made, checkpoint, done = ranks.from_first(lambda: _begin(config, dataset, to_release))
     made = replace(made, is_writer=ranks.is_first())
     # ---- steps, and what is made of the weights that they led to
+    kept: list[int] = []
     if order_SN is not None:
         learning = scorer
         if config.tune.mode is TuneMode.head and config.tune.reuse_features:
@@ -103,6 +104,7 @@ def _train(config: TrainConfig, stop: StopRequest, to_release: contextlib.ExitSt
     )
     if "valid" in dataset.manifest.questions:
         score_valid(scorer, dataset, config, made)
+    made.keep_only(kept)
     made.finish()
     return made
 
@@ -131,7 +133,18 @@ def _begin(
         raise ClipstemError(
             f"{config.data}: is not the data that {made.folder} began with (data_sha256 differs)"
         )
-    return made, *made.last_whole_checkpoint()
+    return made, *made.last_whole_checkpoint(_damage)
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    if (damage := run.damage_of(checkpoint)) is not None:
+        return damage
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        return None if {"state_dict", "nonfinite"} <= state.keys() else "it is of no training"
+    except Exception as error:  # what is no checkpoint of ours makes torch raise anything
+        return str(error).splitlines()[0]
 
 
 def _questions(config: TrainConfig) -> Dataset:

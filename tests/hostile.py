@@ -1547,7 +1547,7 @@ kinds(
 
 # ---------------------------------------------------------------------------- checkpoints
 
-CHECKPOINT = "checkpoints/last.ckpt"
+CHECKPOINT = "checkpoints/step-00000001.ckpt"
 
 
 def checkpoint(change: Callable[[dict[str, Any]], Any]) -> Make:
@@ -1561,7 +1561,7 @@ def checkpoint(change: Callable[[dict[str, Any]], Any]) -> Make:
     return make
 
 
-DAMAGED = Refused(r"last\.ckpt: is damaged")
+DAMAGED = Refused("checkpoints: every checkpoint is damaged; move")
 
 kinds(
     "checkpoint",

@@ -26,6 +26,7 @@ from clipstem.config import (
     PrepareConfig,
     ReportConfig,
     ServeConfig,
+    SubmitConfig,
     TrainConfig,
     TuneConfig,
     TuneMode,
@@ -42,6 +43,7 @@ SCHEMAS: dict[str, type[Any]] = {
     "report": ReportConfig,
     "export": ExportConfig,
     "serve": ServeConfig,
+    "submit": SubmitConfig,
 }
 NEEDED = {
     "train": ["data=d", "out=o"],
@@ -53,6 +55,7 @@ NEEDED = {
     "report": ["predictions=[p]", "out=o"],
     "export": ["run=r", "out=o"],
     "serve": ["bundle=b"],
+    "submit": ["tasks=t"],
 }
 OPENED_WITH = {"model": ("train", ""), "trainer": ("train", ""), "experiment": ("train", "+")}
 OPENED_WITH |= {"drawn": ("prepare", "+"), "tune": ("train", ""), "assembled": ("assemble", "+")}

@@ -232,7 +232,9 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("clipstem.prepare.write_shard", full)
-    with pytest.raises(ClipstemError, match=r"out: No space left on device"):
+    with pytest.raises(
+        ClipstemError, match=r"out: could not be written \(No space left on device\)"
+    ):
         prepared(tmp_path, write_jsonl(tmp_path / "in", [row(0)]))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
 

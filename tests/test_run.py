@@ -120,12 +120,12 @@ def test_the_last_two_checkpoints_stay(tmp_path: Path) -> None:
         write_checkpoint(made, step)
     made.keep_last_checkpoints()
     assert made.checkpoints == [made.checkpoint(1_000), made.checkpoint(100)]
-    assert made.last_whole_checkpoint() == (made.checkpoint(1_000), 1_000)
+    assert made.last_whole_checkpoint(run.damage_of) == (made.checkpoint(1_000), 1_000)
 
 
 def test_a_run_without_a_checkpoint_begins_at_0(tmp_path: Path) -> None:
     made = run.start(tmp_path / "a", "", resume=False, facts={})
-    assert made.last_whole_checkpoint() == (None, 0)
+    assert made.last_whole_checkpoint(run.damage_of) == (None, 0)
 
 
 @pytest.mark.parametrize("damage", ["shorter", "flipped", "empty", "text"])
@@ -140,12 +140,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     path.write_bytes(
         {"shorter": whole[:-30], "flipped": flipped, "empty": b"", "text": b"hello"}[damage]
     )
-    assert made.last_whole_checkpoint() == (made.checkpoint(1), 1)
+    assert made.last_whole_checkpoint(run.damage_of) == (made.checkpoint(1), 1)
     assert f"{path}: is damaged (" in caplog.text and "the one before it is used" in caplog.text
     assert not path.exists() and path.with_suffix(".damaged").exists()
     made.checkpoint(1).write_bytes(b"")
     with pytest.raises(ClipstemError, match=r"every checkpoint is damaged; move .*a away"):
-        made.last_whole_checkpoint()
+        made.last_whole_checkpoint(run.damage_of)
 
 
 def test_only_a_finished_run_can_be_used(tmp_path: Path) -> None:
