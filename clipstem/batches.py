@@ -6,14 +6,14 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipstem.images import PictureSpec, change_mildly, to_pixels, warm_up
-from clipstem.pairs import PairBatch, collate
-from clipstem.question import Kind, Picture, ProblemPicture
+from clipstem.pairs import BrokenQuestion, PairBatch, collate
+from clipstem.question import ClipstemError, Kind, Picture, ProblemPicture, Question
 from clipstem.shards import Dataset
 from clipstem.tokens import Tokenizer
 
@@ -28,7 +28,8 @@ class Batches:
     `order_SN` holds numbers of questions within the split, `NOBODY` where a batch is not full. A
     question's weight is 1 / (questions of its global batch), so that the parts' losses add up to
     the mean over the batch. A part without any question gets one of weight 0, so that every part
-    has something to run.
+    has something to run. A question with a picture that does not decode leaves its place empty, and
+    the batch names it.
 
     Attributes:
         change_seed: pictures are changed mildly, by this seed, the step and the picture; None
@@ -57,15 +58,32 @@ class Batches:
         here_Q = part_Q != NOBODY
         if not here_Q.any():
             part_Q = np.where(np.arange(len(part_Q)) == 0, batch_N[0], NOBODY)
-        questions = iter(self.dataset.read(self.split, part_Q[part_Q != NOBODY]))
-        batch = collate(
-            [None if place == NOBODY else next(questions) for place in part_Q],
-            self.tokenizer,
-            partial(self._pixels, step),
-            self.problem_picture,
-        )
+        read = iter(self.dataset.read(self.split, part_Q[part_Q != NOBODY]))
+        batch = self._whole([None if it == NOBODY else next(read) for it in part_Q], step)
         weight_Q = (here_Q / (batch_N != NOBODY).sum()).astype(np.float32)
-        return replace(batch, weight_Q=weight_Q)
+        return replace(batch, weight_Q=batch.weight_Q * weight_Q)
+
+    def _whole(self, questions: list[Question | None], step: int) -> PairBatch:
+        """The batch without its broken questions.
+
+        Raises:
+            ClipstemError: if there is no other.
+        """
+        pixels = cache(partial(self._pixels, step))  # those that are whole are decoded once
+        skipped: list[tuple[str, str]] = []
+        while True:
+            try:
+                batch = collate(questions, self.tokenizer, pixels, self.problem_picture)
+            except BrokenQuestion as broken:
+                question = questions[broken.place]
+                assert question is not None
+                skipped.append((question.id, broken.reason))
+                questions[broken.place] = None
+                if not any(questions):
+                    # Plain: what comes from a worker is made again from its text alone.
+                    raise ClipstemError(f"{broken}; its batch has no other question") from broken
+            else:
+                return replace(batch, skipped=tuple(skipped))
 
     def _pixels(self, step: int, picture: Picture) -> NDArray[np.uint8]:
         if not self.decodes:

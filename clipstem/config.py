@@ -72,9 +72,14 @@ class TrainerConfig:
     """`train`: GPUs of a machine that train together, or with `device=cpu` processes; null takes
     every GPU. Where torchrun or srun start the processes, they say how many."""
 
+    max_skipped_fraction: float = 0.01
+    """Share of questions that are skipped because a picture of theirs does not decode, which only
+    `prepare verify=header` lets through; more stop the run."""
+
     def __post_init__(self) -> None:
         _require_at_least(self, 0, "workers")
         _require_at_least(self, 1, "threads", "devices")
+        _require_fraction(self, "max_skipped_fraction")
 
 
 @dataclass

@@ -18,6 +18,7 @@ from PIL import Image
 
 from clipstem import metrics
 from clipstem.batches import Batches, batched, usable
+from clipstem.config import TrainerConfig
 from clipstem.images import PictureSpec, to_pixels
 from clipstem.memory import Memory
 from clipstem.packing import Array
@@ -43,6 +44,7 @@ class Engine(ABC):
         temperature: divides the logits.
         problem_picture: what the problem's picture does where the options are pictures.
         provenance: what predictions say of where they come from.
+        max_skipped_fraction: share of a split's questions that may have broken pictures.
     """
 
     def __init__(
@@ -50,10 +52,12 @@ class Engine(ABC):
         temperature: float = 1.0,
         problem_picture: ProblemPicture = ProblemPicture.added,
         provenance: dict[str, Any] | None = None,
+        max_skipped_fraction: float = TrainerConfig.max_skipped_fraction,
     ) -> None:
         self.temperature = temperature
         self.problem_picture = problem_picture
         self.provenance = provenance or {}
+        self.max_skipped_fraction = max_skipped_fraction
 
     @property
     @abstractmethod
@@ -139,7 +143,11 @@ class Engine(ABC):
         """Predictions for every question of a split that CLIP can score, in the split's order.
 
         Each distinct picture and text is encoded once; a `memory` of these weights may know some.
-        `chosen` are places among the questions that can be scored: the others are left out.
+        `chosen` are places among the questions that can be scored: the others are left out. So
+        are those with a picture that does not decode, which `Predictions.skipped` names.
+
+        Raises:
+            ClipstemError: if these are more than `max_skipped_fraction`.
         """
         flags = usable(dataset, split, answered=False)
         numbers = np.flatnonzero(flags)[chosen]
@@ -149,20 +157,28 @@ class Engine(ABC):
         truncated_Q = np.zeros(len(numbers), np.int64)
         order_SN = batched(numbers, batch_size)
         batches = Batches(dataset, split, order_SN, self.tokenizer, self.spec, self.problem_picture)
+        skipped: list[tuple[str, str]] = []
         started, done = time.perf_counter(), 0
         for batch, batch_logits in self.scored(self.load(batches), memory or Memory()):
             here = slice(done, min(done + batch_size, len(numbers)))
             count = here.stop - here.start
             logits_QK[here, : batch_logits.shape[1]] = _on_host(batch_logits)[:count]
             truncated_Q[here] = np.asarray(batch.truncated_Q)[:count]
+            skipped += batch.skipped
+            self._refuse_too_many(skipped, len(numbers), split)
             done = here.stop
             progress(count)
         seconds = time.perf_counter() - started
+        if skipped:
+            kept = ~np.isin(index["id"].to_pylist(), [id for id, _ in skipped])
+            index, num_options_Q = index.filter(kept), num_options_Q[kept]
+            logits_QK, truncated_Q = logits_QK[kept], truncated_Q[kept]
         columns = {name: index[name].to_pylist() for name in COLUMNS if name in index.column_names}
         return Predictions(
             columns={**columns, "truncated_tokens": truncated_Q.tolist()},
             probs_QK=metrics.probabilities(logits_QK, num_options_Q, self.temperature),
             logits_QK=logits_QK,
+            skipped=tuple(skipped),
             provenance={
                 **self.provenance,
                 **self.facts(),
@@ -174,10 +190,22 @@ class Engine(ABC):
                 "picture_fit": self.spec.fit.value,
                 "perturbation": dataset.perturbation,
                 "without_picture": int((~flags).sum()),
+                "skipped": len(skipped),
                 "source_rows": dataset.manifest.source_rows.get(split, len(flags)),
                 "seconds": round(seconds, 3),
             },
         )
+
+    def _refuse_too_many(
+        self, skipped: Sequence[tuple[str, str]], questions: int, split: str
+    ) -> None:
+        if len(skipped) > self.max_skipped_fraction * questions:
+            id, reason = skipped[-1]
+            raise ClipstemError(
+                f"{split}: {len(skipped):,} of {questions:,} questions have broken pictures, more "
+                f"than trainer.max_skipped_fraction={self.max_skipped_fraction:g}; question "
+                f"'{id}': a picture {reason}; prepare the data again with verify=decode"
+            )
 
     def calibrate(self, tune: Predictions) -> float:
         """Set the temperature to the one that fits the predictions for `tune`; returns it."""

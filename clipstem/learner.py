@@ -41,6 +41,8 @@ class Learner(L.LightningModule):
     Attributes:
         nonfinite: the steps that were skipped because their gradient was not finite, with the
             questions of each; written to `nonfinite_file` too.
+        skipped: questions of all ranks that are left out because a picture does not decode, and
+            why, as of the last checkpoint.
     """
 
     def __init__(
@@ -52,13 +54,19 @@ class Learner(L.LightningModule):
         self.steps = steps
         self.nonfinite_file = nonfinite_file
         self.nonfinite: list[dict[str, Any]] = []
+        self.skipped: dict[str, str] = {}
+        self._own_skipped: dict[str, str] = {}
+        self._asked = 0
         self._ids: list[str] = []
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["nonfinite"] = self.nonfinite
+        for skipped in ranks.gathered(self._own_skipped):
+            self.skipped |= skipped
+        checkpoint |= {"nonfinite": self.nonfinite, "skipped": self.skipped}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.nonfinite = checkpoint["nonfinite"]
+        self.skipped = checkpoint["skipped"]
 
     def training_step(self, batch: PairBatch, number: int) -> Tensor:
         # What is dropped in a step depends on the step alone, so that a resumed run repeats it.
@@ -66,6 +74,7 @@ class Learner(L.LightningModule):
         part = self.global_step * ranks.world() + ranks.rank()
         torch.manual_seed(self.config.seed * 2**32 + part * accumulate + number % accumulate)
         self._ids += filter(None, batch.ids)
+        self._skip(batch)
         terms = self.terms(batch)
         total = terms["listwise"] + self.config.contrast_weight * terms["contrast"]
         said = ranks.mean({name: value.detach() for name, value in terms.items()})
@@ -74,6 +83,19 @@ class Learner(L.LightningModule):
         step = float(self.global_step + 1)
         self.log_dict({**said, "lr": rate, "step": step}, batch_size=1)
         return total
+
+    def _skip(self, batch: PairBatch) -> None:
+        """Count what the batch has left out; of the first hundred one may be."""
+        self._own_skipped |= batch.skipped
+        self._asked += len(batch.ids)
+        most = self.config.trainer.max_skipped_fraction
+        if len(self._own_skipped) > most * max(self._asked, 100):
+            id, reason = list(self._own_skipped.items())[-1]
+            raise ClipstemError(
+                f"{len(self._own_skipped):,} of {self._asked:,} questions have broken pictures, "
+                f"more than trainer.max_skipped_fraction={most:g}; question '{id}': a picture "
+                f"{reason}; prepare the data again with verify=decode"
+            )
 
     def terms(self, batch: PairBatch) -> dict[str, Tensor]:
         """The part's share of each loss, of the accuracy, and the logit scale."""

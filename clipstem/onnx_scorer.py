@@ -45,6 +45,7 @@ class OnnxScorer(Engine):
             self.bundle.temperature,
             ProblemPicture(self.bundle.problem_picture),
             {**self.bundle.provenance, "bundle": str(folder), "variant": variant.value},
+            trainer.max_skipped_fraction,
         )
         self.workers = trainer.workers
         self._tokenizer = BundleTokenizer(folder, self.bundle.text)

@@ -59,6 +59,20 @@ def render(question: Question, problem_picture: ProblemPicture) -> list[Pair]:
     return [Pair(o, problem, context=seen) for o in options if isinstance(o, Picture)]
 
 
+class BrokenQuestion(ClipstemError):
+    """A question one of whose pictures does not decode.
+
+    Attributes:
+        place: of the question in its batch.
+        reason: what is wrong with the picture.
+    """
+
+    def __init__(self, id: str, place: int, reason: str) -> None:
+        super().__init__(f"question '{id}': a picture {reason}")
+        self.place = place
+        self.reason = reason
+
+
 @dataclass(frozen=True)
 class PairBatch:
     """Questions made ready for a model: NumPy arrays from `collate`, tensors on the device.
@@ -76,6 +90,7 @@ class PairBatch:
         answer_Q: int64, the right option or `UNKNOWN_ANSWER`.
         weight_Q: fp32, what the question counts in a loss; 0 for an empty place.
         truncated_Q: int64, the most tokens that an option's text lost.
+        skipped: questions that were left out of the batch, and why; their places are empty.
     """
 
     ids: tuple[str, ...]
@@ -91,13 +106,14 @@ class PairBatch:
     answer_Q: Array
     weight_Q: Array
     truncated_Q: Array
+    skipped: tuple[tuple[str, str], ...] = ()
 
     def map(self, change: Callable[[Array], Array]) -> PairBatch:
         """The same batch with every array changed, for example moved to a device."""
         arrays = {
             name: change(value)
             for name, value in vars(self).items()
-            if name not in ("ids", "pictures", "texts", "joined", "queries")
+            if name not in ("ids", "pictures", "texts", "joined", "queries", "skipped")
         }
         return replace(self, texts=self.texts.map(change), **arrays)
 
@@ -124,7 +140,8 @@ def collate(
     `decode` gives a picture's uint8 pixels [H, W, C]; None in `questions` is an empty place.
 
     Raises:
-        ClipstemError: naming the question, if a picture does not decode or there is none.
+        BrokenQuestion: if a picture does not decode.
+        ClipstemError: naming the question that has none.
     """
     ids = tuple(question.id if question else "" for question in questions)
     pictures: Distinct[str] = Distinct()
@@ -135,13 +152,13 @@ def collate(
     cells: list[list[tuple[int, int]]] = []
     truncated: list[int] = []
 
-    def picture_number(picture: Picture, id: str) -> int:
+    def picture_number(picture: Picture, place: int) -> int:
         number = pictures.number(picture.sha256)
         if number == len(pixels):
             try:
                 pixels.append(decode(picture))
             except ClipstemError as error:
-                raise ClipstemError(f"question '{id}': a picture {error}") from error
+                raise BrokenQuestion(ids[place], place, str(error)) from error
         return number
 
     def text_number(text: JoinedText) -> int:
@@ -150,15 +167,15 @@ def collate(
             joined.append(text)
         return number
 
-    for id, question in zip(ids, questions, strict=True):
+    for place, question in enumerate(questions):
         pairs = render(question, problem_picture) if question else []
         own = join(pairs[0].question, [pair.option for pair in pairs], tokenizer) if pairs else []
         truncated.append(max((text.truncated for text in own), default=0))
         row = []
         for pair, text in zip(pairs, own, strict=True):
-            context = EMPTY if pair.context is None else picture_number(pair.context, id)
+            context = EMPTY if pair.context is None else picture_number(pair.context, place)
             query = queries.number((text_number(text), context))
-            row.append((query, picture_number(pair.picture, id)))
+            row.append((query, picture_number(pair.picture, place)))
         cells.append(row)
 
     text_of_V, picture_of_V = np.array([*queries], np.int64).reshape(-1, 2).T

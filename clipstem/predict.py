@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from clipstem import console, shards
@@ -129,6 +130,8 @@ def report(found: Predictions, split: str, file: Path) -> None:
     console.show_predictions(split, found)
     if skipped := found.provenance["without_picture"]:
         console.console.print(f"{skipped:,} questions have no picture: not scored")
+    for reason, count in Counter(why for _, why in found.skipped).items():
+        console.console.print(f"{count:,} questions skipped: a picture {reason}")
     console.console.print(f"{len(found):,} predictions: {file}")
 
 

@@ -61,6 +61,8 @@ class Predictions:
         provenance: what made them: model, run, hashes, temperature, split, timing …
         unread: names of the columns of the file that are not in `COLUMNS`.
         has_logits: whether the file has logits, or the logarithm of probs stands for them.
+        skipped: ids of questions that are left out because a picture does not decode, and why;
+            `write` lists them beside the file, `read` does not look for them.
     """
 
     columns: dict[str, Sequence[Any]]
@@ -69,6 +71,7 @@ class Predictions:
     provenance: dict[str, Any] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
     has_logits: bool = True
+    skipped: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.probs_QK)
@@ -103,6 +106,10 @@ class Predictions:
         )
         with new_file(path, replace) as partial:
             pq.write_table(table, partial, compression="zstd")
+        if self.skipped:
+            with new_file(path.with_suffix(".skipped.jsonl"), replace=True) as partial:
+                lines = [json.dumps({"id": id, "reason": why}) for id, why in self.skipped]
+                partial.write_text("\n".join(lines) + "\n")
 
     def write_choices(self, path: Path, source_rows: int) -> int:
         """Write the leaderboard's `preds.txt`: one 0-based choice a line for every source row.
@@ -140,6 +147,11 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
         },
         probs_QK=np.concatenate([wide(part.probs_QK, 0.0) for part in parts]),
         logits_QK=np.concatenate([wide(part.logits_QK, lowest) for part in parts]),
+        provenance={
+            **parts[0].provenance,
+            "skipped": sum(part.provenance.get("skipped", 0) for part in parts),
+        },
+        skipped=tuple(it for part in parts for it in part.skipped),
     )
 
 

@@ -46,7 +46,7 @@ class Scorer(Engine):
         provenance: dict[str, Any] | None = None,
         weights_sha256: str | None = None,
     ) -> None:
-        super().__init__(temperature, problem_picture, provenance)
+        super().__init__(temperature, problem_picture, provenance, trainer.max_skipped_fraction)
         self.trainer = trainer
         self.device = device_of(trainer.device)
         if trainer.threads is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import json
 import logging
 import math
 import shutil
@@ -142,7 +143,11 @@ def _damage(checkpoint: Path) -> str | None:
         return damage
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        return None if {"state_dict", "nonfinite"} <= state.keys() else "it is of no training"
+        return (
+            None
+            if {"state_dict", "nonfinite", "skipped"} <= state.keys()
+            else "it is of no training"
+        )
     except Exception as error:  # what is no checkpoint of ours makes torch raise anything
         return str(error).splitlines()[0]
 
@@ -289,7 +294,12 @@ def _fit(
             logger.experiment.finish()  # the next run of this process begins one of its own
     if ranks.any_of(stop.signal is not None):  # since the last step
         raise SystemExit(STOPPED)
-    made.write_facts(nonfinite_steps=len(learner.nonfinite))
+    made.write_facts(nonfinite_steps=len(learner.nonfinite), skipped=len(learner.skipped))
+    if learner.skipped and made.is_writer:
+        log.info("%d questions have broken pictures: skipped", len(learner.skipped))
+        with new_file(made.folder / "skipped.jsonl", replace=True) as partial:
+            lines = [json.dumps({"id": id, "reason": it}) for id, it in learner.skipped.items()]
+            partial.write_text("\n".join(lines) + "\n")
     return [step for _, _, step in evaluations.kept]
 
 

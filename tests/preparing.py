@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from clipstem.bank.stem import SCHEMA
-from clipstem.config import PrepareConfig, Source
+from clipstem.config import PrepareConfig, Source, Verify
 from clipstem.prepare import prepare
 from clipstem.question import Question
 from clipstem.shards import Dataset, open_dataset
@@ -57,6 +57,20 @@ def prepared(tmp_path: Path, path: Path, **changes: Any) -> Dataset:
     values: dict[str, Any] = {"source": Source.jsonl, "workers": 1, "max_skipped_fraction": 0.99}
     prepare(PrepareConfig(out=str(tmp_path / "out"), path=str(path), **(values | changes)))
     return open_dataset(str(tmp_path / "out"))
+
+
+def with_broken_pictures(folder: Path, questions: int, broken: Sequence[int] = ()) -> Dataset:
+    """Questions q0, q1 … of `train`; of the broken ones the picture is cut off, which preparing
+    does not look at here."""
+    rows = []
+    for number in range(questions):
+        picture = encoded(number, side=40)
+        name = f"{number}.png"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(picture[:-300] if number in broken else picture)
+        rows.append(row(number, image=name))
+    path = write_jsonl(folder, rows)
+    return prepared(folder, path, verify=Verify.header, tune_fraction=0)
 
 
 def questions_of(dataset: Dataset) -> dict[str, tuple[str, Question]]:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from preparing import with_broken_pictures
 from samples import Letters, encoded
 
 from clipstem import shards
@@ -159,8 +160,21 @@ def test_reading_ahead_gives_the_same_batches_in_order(dataset: Dataset) -> None
 
 def test_what_goes_wrong_ahead_is_raised(tmp_path: Path) -> None:
     data = with_a_broken_picture(tmp_path)
-    with pytest.raises(ClipstemError, match=r"^question 'q17': a picture is truncated$"):
+    with pytest.raises(ClipstemError, match=r"^question 'q17': a picture is truncated; its batch"):
         list(read_ahead(batches(data, [[0]], split="train")))
+
+
+def test_a_broken_question_leaves_its_place_empty_and_all_else_as_it_is(tmp_path: Path) -> None:
+    data = with_broken_pictures(tmp_path, 6, broken=[2, 5])
+    place = {id: number for number, id in enumerate(data.index("train")["id"].to_pylist())}
+    order = [place[f"q{number}"] for number in (0, 2, 1, 5)]
+    found = batches(data, [order], split="train")[0]
+    assert found.ids == ("q0", "", "q1", "")
+    assert found.skipped == (("q2", "is truncated"), ("q5", "is truncated"))
+    without = [order[0], NOBODY, order[2], NOBODY]
+    expected = batches(data, [without], split="train")[0]
+    assert found.weight_Q.tolist() == [0.25, 0, 0.25, 0]  # of the batch as it was ordered
+    assert equal(replace(found, weight_Q=expected.weight_Q, skipped=()), expected)
 
 
 def with_a_broken_picture(tmp_path: Path) -> Dataset:

@@ -82,4 +82,6 @@ def test_a_broken_picture_is_one_line_that_names_its_question(tmp_path: Path, wo
     data = with_a_broken_picture(tmp_path)
     with pytest.raises(ClipstemError) as error:
         list(loader.load(batches(data, [[0]], split="train"), workers))
-    assert str(error.value) == "question 'q17': a picture is truncated"
+    assert str(error.value) == (
+        "question 'q17': a picture is truncated; its batch has no other question"
+    )

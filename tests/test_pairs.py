@@ -147,7 +147,7 @@ def test_a_picture_that_does_not_decode_names_its_question(broken: int) -> None:
 def test_map_changes_every_array_and_nothing_else() -> None:
     batch = collated([ON_PICTURE, None])
     tensors = batch.map(torch.from_numpy)
-    for name in ("ids", "pictures", "joined", "queries"):
+    for name in ("ids", "pictures", "joined", "queries", "skipped"):
         assert getattr(tensors, name) == getattr(batch, name)
     arrays = {**vars(tensors), **vars(tensors.texts)}
     assert {name for name, value in arrays.items() if not isinstance(value, torch.Tensor)} == {
@@ -156,9 +156,10 @@ def test_map_changes_every_array_and_nothing_else() -> None:
         "texts",
         "joined",
         "queries",
+        "skipped",
     }
     for name, value in {**vars(batch), **vars(batch.texts)}.items():
-        if name not in ("ids", "pictures", "texts", "joined", "queries"):
+        if name not in ("ids", "pictures", "texts", "joined", "queries", "skipped"):
             assert isinstance(value, np.ndarray)
             assert np.array_equal(arrays[name].numpy(), value)
 

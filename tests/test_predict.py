@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from preparing import with_broken_pictures
 
 from clipstem import metrics, prediction, shards
 from clipstem.command import model_config
 from clipstem.config import Perturbation, PredictConfig, TrainConfig, TrainerConfig
 from clipstem.predict import main, predict
 from clipstem.question import ClipstemError, ProblemPicture
+from clipstem.shards import Dataset
 from clipstem.train import train
 
 ON_CPU = TrainerConfig(device="cpu", workers=0)
@@ -190,3 +194,39 @@ def test_a_mistake_prints_one_line_and_exits_with_2(
 def test_data_that_is_not_there_is_named(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ClipstemError, match="nowhere"):
         predict(settings(tmp_path / "nowhere", run=str(run)))
+
+
+def test_with_broken_pictures_the_rest_comes_through_exactly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = ("q7", "q23", "q41")
+    clean = with_broken_pictures(tmp_path / "clean", 50)
+    damaged = with_broken_pictures(tmp_path / "damaged", 50, [int(id[1:]) for id in broken])
+    on_cpu = TrainerConfig(device="cpu", workers=1, max_skipped_fraction=0.06)
+
+    def answers(data: Dataset, name: str, trainer: TrainerConfig) -> prediction.Predictions:
+        config = settings(
+            Path(data.location),
+            model=model_config("tiny_vit"),
+            split="train",
+            out=str(tmp_path / name),
+            batch_size=8,
+        )
+        return predict(replace(config, trainer=trainer))["train"]
+
+    whole = answers(clean, "clean.parquet", on_cpu)
+    found = answers(damaged, "damaged.parquet", on_cpu)
+    kept = [place for place, id in enumerate(whole.columns["id"]) if id not in broken]
+    ids = [whole.columns["id"][place] for place in kept]
+    assert sorted(found.columns["id"]) == sorted(ids)
+    order = [found.columns["id"].index(id) for id in ids]
+    np.testing.assert_allclose(found.probs_QK[order], whole.probs_QK[kept], atol=1e-6)
+    listed = (tmp_path / "damaged.skipped.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["id"] for line in listed) == sorted(broken)
+    assert found.provenance["skipped"] == 3 and whole.provenance["skipped"] == 0
+    assert "3 questions skipped: a picture is truncated" in capsys.readouterr().out
+    assert not (tmp_path / "clean.skipped.jsonl").exists()
+    with pytest.raises(
+        ClipstemError, match=r"of 50 questions have broken pictures, more than trai"
+    ):
+        answers(damaged, "again.parquet", ON_CPU)

@@ -20,6 +20,7 @@ import pytest
 import torch
 from oracle import oracle_of_folder
 from PIL import Image
+from preparing import with_broken_pictures
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -323,6 +324,21 @@ def test_steps_that_are_not_finite_are_skipped_and_listed(
     asked = shards.open_dataset(str(drawn_data)).read("train", order_SN[1])
     assert lines[0]["questions"] == [question.id for question in asked]
     assert all(bool(value.isfinite().all()) for value in weights_of(made.folder).values())
+
+
+def test_questions_with_broken_pictures_are_skipped_counted_and_listed(tmp_path: Path) -> None:
+    data = with_broken_pictures(tmp_path / "data", 40, broken=[3, 20])
+    given = tiny_vit(Path(data.location), tmp_path / "run", batch_size=8, steps=5)
+    on_cpu = replace(given.trainer, max_skipped_fraction=0.02)
+    made = train(replace(given, trainer=on_cpu))
+    assert made.facts["skipped"] == 2
+    lines = [json.loads(line) for line in (made.folder / "skipped.jsonl").read_text().splitlines()]
+    assert {line["id"] for line in lines} == {"q3", "q20"}
+    assert {line["reason"] for line in lines} == {"is truncated"}
+    with pytest.raises(
+        ClipstemError, match=r"2 of \d+ questions have broken pictures, more than t"
+    ):
+        train(replace(given, out=str(tmp_path / "other")))
 
 
 def test_more_steps_that_are_not_finite_than_allowed_stop_the_run(
