@@ -21,20 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import DRAWN_SKILLS, once
-from hostile import (
-    CASES,
-    PREDICTIONS,
-    Accepted,
-    Case,
-    Refused,
-    Skipped,
-    clean_config,
-    clean_jsonl,
-    clean_picture,
-    clean_predictions,
-    clean_shards,
-    clean_stem,
-)
+from hostile.configs import clean_config
+from hostile.jsonl import clean_jsonl
+from hostile.pictures import clean_picture
+from hostile.predictions import PREDICTIONS, clean_predictions
+from hostile.shards import clean_shards
+from hostile.stem import clean_stem
+from hostile.table import CASES, Accepted, Case, Refused, Skipped
 from preparing import encoded, lines, png_header, prepared, questions_of, skipped
 
 import clipstem
