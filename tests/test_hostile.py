@@ -234,7 +234,17 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+# What is just small enough is large: it takes a second or more each.
+HEAVY = [pytest.mark.slow]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(it, marks=HEAVY if "just small enough" in it.name else [], id=str(it))
+        for it in CASES
+    ],
+)
 def test_each_kind_has_its_outcome(
     case: Case,
     clean: Inputs,

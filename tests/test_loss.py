@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import Letters, picture, pixels, question, questions, unpacked
 
@@ -115,6 +115,7 @@ def contrast_case(asked: list[Question | None], seed: int) -> tuple[torch.Tensor
     return contrast(logits_VI, batch), slow
 
 
+@settings(max_examples=40)
 @given(st.lists(questions() | st.none(), min_size=1, max_size=8).filter(any), st.integers(0, 99))
 def test_contrast_equals_a_double_loop(asked: list[Question | None], seed: int) -> None:
     fast, slow = contrast_case(asked, seed)

@@ -256,10 +256,15 @@ def test_every_task_of_a_shown_sweep_composes() -> None:
 COMMANDS = {path: measure.commands(path) for path in EXPERIMENTS}
 
 
+def is_long(experiment: Path) -> bool:
+    """Of many runs, or of a large model's own settings: minutes of tests that tell little more."""
+    return len(COMMANDS[experiment]) > 2 or experiment.stem == "stem_vitl14_336"
+
+
 @pytest.mark.parametrize(
     "experiment",
     [
-        pytest.param(path, id=path.stem, marks=pytest.mark.slow if len(commands) > 2 else [])
+        pytest.param(path, id=path.stem, marks=pytest.mark.slow if is_long(path) else [])
         for path, commands in COMMANDS.items()
         if not any(set(commands) < set(others) for others in COMMANDS.values())
     ],  # where all commands stand in another's, they run there

@@ -196,7 +196,7 @@ def gradient(config: TrainConfig) -> tuple[Tensor, dict[str, Tensor]]:
     return total.detach(), {name: p.grad for name, p in named if p.grad is not None}
 
 
-@pytest.mark.parametrize("batch_size", [12, 80])
+@pytest.mark.parametrize("batch_size", [12, pytest.param(80, marks=pytest.mark.slow)])
 def test_accumulating_gives_the_gradient_of_the_whole_batch(
     drawn_data: Path, tmp_path: Path, batch_size: int
 ) -> None:
@@ -352,10 +352,8 @@ def test_more_steps_that_are_not_finite_than_allowed_stop_the_run(
     assert len((tmp_path / "run/nonfinite.jsonl").read_text().splitlines()) == 3
 
 
-@pytest.mark.parametrize(
-    ("number", "workers"),
-    [(signal.SIGTERM, 1), pytest.param(signal.SIGUSR1, 0, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow  # `make slurm` sends a real one's
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 0)])
 def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_the_same(
     number: signal.Signals, workers: int, drawn_data: Path, tmp_path: Path
 ) -> None:
