@@ -21,7 +21,7 @@ from clipstem.question import ClipstemError
 from clipstem.run import Run
 from clipstem.train import train
 
-STEPS = 60
+STEPS = 200  # of which a kill may leave six or so
 SETTINGS: dict[str, Any] = {
     "steps": STEPS,
     "batch_size": 6,
