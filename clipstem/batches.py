@@ -27,9 +27,9 @@ class Batches:
 
     `order_SN` holds numbers of questions within the split, `NOBODY` where a batch is not full. A
     question's weight is 1 / (questions of its global batch), so that the parts' losses add up to
-    the mean over the batch. A part without any question gets one of weight 0, so that every part
-    has something to run. A question with a picture that does not decode leaves its place empty, and
-    the batch names it.
+    the mean over the batch. A part without any question gets one of weight 0 and without an id, so
+    that every part has something to run. A question with a picture that does not decode leaves its
+    place empty, and the batch names it.
 
     Attributes:
         change_seed: pictures are changed mildly, by this seed, the step and the picture; None
@@ -61,7 +61,8 @@ class Batches:
         read = iter(self.dataset.read(self.split, part_Q[part_Q != NOBODY]))
         batch = self._whole([None if it == NOBODY else next(read) for it in part_Q], step)
         weight_Q = (here_Q / (batch_N != NOBODY).sum()).astype(np.float32)
-        return replace(batch, weight_Q=batch.weight_Q * weight_Q)
+        ids = tuple(id if here else "" for id, here in zip(batch.ids, here_Q, strict=True))
+        return replace(batch, ids=ids, weight_Q=batch.weight_Q * weight_Q)
 
     def _whole(self, questions: list[Question | None], step: int) -> PairBatch:
         """The batch without its broken questions.

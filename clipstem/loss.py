@@ -81,11 +81,14 @@ def over_ranks(
     ranks that have made them, this rank's right pairs, and every rank's: the same pairs as if one
     rank had the batch.
     """
+    mine: tuple[Sequence[Hashable], Sequence[Hashable]] = (), ()
     texts = [batch.joined[text].tokens for text, _ in batch.queries]
     contexts = [None if place == EMPTY else batch.pictures[place] for _, place in batch.queries]
-    pictures, queries = zip(
-        *ranks.gathered((batch.pictures, tuple(zip(texts, contexts, strict=True)))), strict=True
-    )
+    if any(batch.ids):  # else what is here only fills a part, and is no negative
+        mine = batch.pictures, tuple(zip(texts, contexts, strict=True))
+    pictures, queries = zip(*ranks.gathered(mine), strict=True)
+    if not any(pictures):
+        return query_VD @ image_ID.T, own, own
     # ---- embeddings: every rank gives as many rows, its pictures first
     rows_ND = torch.cat([image_ID, query_VD])
     most = max(len(p) + len(q) for p, q in zip(pictures, queries, strict=True))
@@ -99,9 +102,14 @@ def over_ranks(
         return all_MD.index_select(0, torch.tensor(rows, device=all_MD.device))
 
     cosine_VI = chosen(query_rows) @ chosen(image_rows).T
+
     # ---- right pairs, in the numbers of the whole batch
-    query_Q = torch.tensor(query_numbers[ranks.rank()], device=own.query_Q.device)[own.query_Q]
-    picture_Q = torch.tensor(image_numbers[ranks.rank()], device=own.query_Q.device)[own.picture_Q]
+    def renumbered(own_Q: Tensor, numbers: list[list[int]]) -> Tensor:
+        new = numbers[ranks.rank()]
+        return torch.tensor(new, device=own_Q.device)[own_Q] if new else torch.zeros_like(own_Q)
+
+    query_Q = renumbered(own.query_Q, query_numbers)
+    picture_Q = renumbered(own.picture_Q, image_numbers)
     every_M3 = ranks.gathered_rows(torch.stack([query_Q, picture_Q, own.known_Q.long()], dim=1))
     every_query, every_picture, every_known = every_M3.unbind(dim=1)
     return (

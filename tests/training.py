@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clipstem import ranks
+from clipstem import console, ranks
 from clipstem.command import model_config
 from clipstem.config import OptimizerConfig, TrainConfig, TrainerConfig
 from clipstem.learner import Learner
@@ -35,6 +35,7 @@ def train_and_tell(config: TrainConfig) -> None:
     folder = Path(config.out).parent
     step_of, mean_of = Learner.training_step, ranks.mean
     steps: list[int] = []
+    console.show_log_lines()
 
     def step(self: Learner, batch: PairBatch, number: int) -> Tensor:
         steps.append(self.global_step)
