@@ -57,7 +57,7 @@ def read(source: Any, file_bytes: int, columns: Collection[str]) -> tuple[pa.Tab
         _refuse_expanded(sum(map(_expanded_bytes, table.columns)), file_bytes)
         whole = pa.table([_plain(it) for it in table.columns], found, metadata=schema.metadata)
         whole.validate(full=True)  # parquet's readers do not look if texts are UTF-8
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         raise ClipstemError(" ".join(str(error).split())[:200]) from None
     return whole, schema.names
 

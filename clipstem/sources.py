@@ -155,7 +155,7 @@ class StemSource:
                         batches, size = [], 0
                 if batches:
                     yield pa.Table.from_batches(batches).combine_chunks()
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeError) as error:
             raise ClipstemError(f"{path}: is damaged ({one_line(error)}); copy it again") from None
 
     def _files(self) -> list[Path]:
@@ -179,7 +179,7 @@ class StemSource:
                 raise OSError("it is no plain file")
             with pq.ParquetFile(path) as file:
                 found, meta = file.schema_arrow, file.metadata
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeError) as error:
             raise ClipstemError(f"{path}: is no parquet file ({one_line(error)})") from None
         if len(set(found.names)) < len(found.names):
             raise ClipstemError(f"{path}: has two columns of one name; expected STEM's")

@@ -118,6 +118,11 @@ kinds(
         Refused("is no parquet file"),
     ),
     (
+        "name of a column that is no UTF-8",
+        rewrite(STEM_FILE, lambda data: data.replace(b"grade", b"gr\xdfde")),
+        Refused("is no parquet file"),
+    ),
+    (
         "file with overwritten pages",
         rewrite(STEM_FILE, lambda data: data[:4] + bytes(400) + data[404:]),
         Refused("is damaged|is no parquet file"),
