@@ -162,6 +162,7 @@ def start(count: int, function: Callable[[Any], object], config: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         said = mp.get_context("spawn").SimpleQueue()
         meeting = f"file://{folder}/ranks"
+        # torch gives this function no types.
         ranks: Any = start_processes(  # type: ignore[no-untyped-call]
             _run_as_rank, (function, config, count, meeting, said), count, join=False
         )

@@ -72,17 +72,16 @@ def running() -> Iterator[dict[str, str]]:
         munge = _write_files(folder)
         environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
 
-        def daemon(log: str, *command: str, **user: str) -> None:
+        def daemon(log: str, *command: str, user: str | None = None) -> None:
             output = stack.enter_context((folder / f"{log}.log").open("w"))
             process = subprocess.Popen(
-                command, env=environment, stdout=output, stderr=output, **user
-            )  # type: ignore[call-overload]
+                command, env=environment, stdout=output, stderr=output, user=user, group=user
+            )
             stack.callback(_stop, process)
 
         said = [f"--{it}-file={munge}/{it}" for it in ("key", "pid", "log", "seed")]
         socket_path = munge / "socket"
-        identity = {"user": "munge", "group": "munge"}
-        daemon("munged", "munged", "--foreground", f"--socket={socket_path}", *said, **identity)
+        daemon("munged", "munged", "--foreground", f"--socket={socket_path}", *said, user="munge")
         wait_for(socket_path.exists, "munged")
         daemon("slurmctld", "slurmctld", "-D")
         for node in NODES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,8 @@ def test_a_file_that_is_no_part_is_refused(tmp_path: Path) -> None:
 def test_a_question_that_two_parts_hold_is_refused(tmp_path: Path) -> None:
     files = write_parts(tmp_path, 2)
     again = prediction.read(files[1])
-    again.columns["id"][0] = "q1-0"  # type: ignore[index]
-    again.write(files[1], replace=True)
+    ids = ["q1-0", *again.columns["id"][1:]]
+    replace(again, columns={**again.columns, "id": ids}).write(files[1], replace=True)
     with pytest.raises(ClipstemError, match=r"2\.parquet: the question 'q1-0' is in another"):
         join(files)
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from torch import Tensor
 
 from clipstem import console, ranks
@@ -50,12 +51,10 @@ def train_and_tell(config: TrainConfig) -> None:
             print(json.dumps([steps[-1], losses]), file=file)
         return found
 
-    Learner.training_step = step  # type: ignore[method-assign]
-    ranks.mean = mean
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "training_step", step)
+        patch.setattr(ranks, "mean", mean)
         train(config)
-    finally:
-        Learner.training_step, ranks.mean = step_of, mean_of  # type: ignore[method-assign]
 
 
 def told(folder: Path, name: str) -> list[Any]:
