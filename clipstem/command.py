@@ -81,10 +81,11 @@ def verb(
 
 def help_text(name: str, schema: type) -> str:
     """What a verb does and each of its settings: `config`'s docstrings, with the defaults."""
-    tree = ast.parse(Path(settings.__file__).read_text())
+    files = Path(settings.__file__).parent.glob("*.py")
     described = {
         (node.name, before.target.id): after.value.value
-        for node in tree.body
+        for file in files
+        for node in ast.parse(file.read_text()).body
         if isinstance(node, ast.ClassDef)
         for before, after in pairwise(node.body)
         if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name)

@@ -13,9 +13,14 @@ PACKAGE = Path(__file__).parent.parent / "clipstem"
 
 ROWS = (
     ("question",),
+    ("config.checks",),
+    ("config.model", "config.data", "config.cluster"),
+    ("config.training",),
+    ("config.scoring",),
+    ("config.exams",),
+    ("config",),
     (
         "atomic",
-        "config",
         "facts",
         "parquet",
         "splits",

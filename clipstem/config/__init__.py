@@ -1,0 +1,59 @@
+"""Every setting, its default and its unit, once; `command` is the door they come in by.
+
+The dataclasses of this package are the schema. YAML files under `conf/` hold only what differs from
+them. Members of enums are lower-case because their names are what people type.
+"""
+
+from __future__ import annotations
+
+from clipstem.config.checks import SOURCE_SPLITS
+from clipstem.config.cluster import Action, SubmitConfig, SweepVerb, Where
+from clipstem.config.data import BankConfig, PrepareConfig, Source, Verify
+from clipstem.config.exams import Choices, ExamConfig, ExamRules, ReportConfig, Rule, ServeConfig
+from clipstem.config.model import ModelConfig, PictureFit, Precision, TrainerConfig
+from clipstem.config.scoring import ExportConfig, PredictConfig, Variant
+from clipstem.config.training import (
+    AssembleConfig,
+    Augment,
+    LoggerConfig,
+    OptimizerConfig,
+    Perturbation,
+    TowerConfig,
+    TrainConfig,
+    TuneConfig,
+    TuneMode,
+)
+
+__all__ = [
+    "SOURCE_SPLITS",
+    "Action",
+    "AssembleConfig",
+    "Augment",
+    "BankConfig",
+    "Choices",
+    "ExamConfig",
+    "ExamRules",
+    "ExportConfig",
+    "LoggerConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "Perturbation",
+    "PictureFit",
+    "Precision",
+    "PredictConfig",
+    "PrepareConfig",
+    "ReportConfig",
+    "Rule",
+    "ServeConfig",
+    "Source",
+    "SubmitConfig",
+    "SweepVerb",
+    "TowerConfig",
+    "TrainConfig",
+    "TrainerConfig",
+    "TuneConfig",
+    "TuneMode",
+    "Variant",
+    "Verify",
+    "Where",
+]
