@@ -4,9 +4,11 @@
     python scripts/bench_growth.py 1000 3000       # other sizes, smallest first
 
 At each size the bank's questions are written as parquet in STEM's schema, prepared, read in the
-order of a training, and scored by `tiny`; its predictions are written and read. The rates of
-preparing on one core are measured once, at the smallest size. `benchmarks/growth.json` and
-`growth.svg` get what a question costs at each stage, and the README is brought up to date.
+order of a training, and scored by `tiny`; its predictions are written and read. A cost is the
+processors' seconds, of all processes: other work on the machine hardly changes it. The rates of
+preparing on one core are measured once, at the smallest size, and the memory in use is sampled
+while the questions are scored. `benchmarks/growth.json` and `growth.svg` get what a question costs
+at each stage, and the README is brought up to date.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ import json
 import resource
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 from measure import BENCHMARKS, README, machine, with_blocks
 
 from clipstem import charts, prediction, run, shards, towers
@@ -36,10 +38,16 @@ SIZES = (10_000, 30_000, 100_000, 300_000)
 BATCH_SIZE = PredictConfig.batch_size
 
 
+def processor_seconds() -> float:
+    """Of this process and of those that it has waited for."""
+    spent = [resource.getrusage(it) for it in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(it.ru_utime + it.ru_stime for it in spent)
+
+
 def seconds_of(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
+    started = processor_seconds()
     work()
-    return time.perf_counter() - started
+    return processor_seconds() - started
 
 
 def prepared(bank: Path, out: Path, verify: Verify, workers: int | None) -> None:
@@ -67,8 +75,11 @@ def written_and_read(found: Predictions, file: Path) -> None:
     prediction.read(file)
 
 
-def stages(size: int, scorer: Scorer, folder: Path) -> tuple[int, dict[str, float]]:
-    """How many questions there are, and the seconds of each stage."""
+def stages(
+    size: int, scorer: Scorer, folder: Path
+) -> tuple[int, dict[str, float], dict[str, float]]:
+    """How many questions there are, the seconds of each stage, and the most memory in use in the
+    first and in the last tenth of the scoring, MiB."""
     bank, data, file = folder / "bank", folder / "data", folder / "predictions.parquet"
     counts = {"train": -(-size // len(SKILLS))}
     seconds = {
@@ -77,12 +88,19 @@ def stages(size: int, scorer: Scorer, folder: Path) -> tuple[int, dict[str, floa
     }
     dataset = shards.open_dataset(str(data))
     seconds["read"] = seconds_of(lambda: read_all(dataset))
-    found = []
+    found: list[Predictions] = []
+    resident: list[int] = []
+
+    def sample(questions: int) -> None:
+        resident.append(psutil.Process().memory_info().rss)
+
     seconds["predict"] = seconds_of(
-        lambda: found.append(scorer.predict(dataset, "train", BATCH_SIZE))
+        lambda: found.append(scorer.predict(dataset, "train", BATCH_SIZE, sample))
     )
     seconds["predictions file"] = seconds_of(lambda: written_and_read(found[0], file))
-    return dataset.size("train"), seconds
+    tenth = max(1, len(resident) // 10)
+    ends = {"first": max(resident[:tenth]), "last": max(resident[-tenth:])}
+    return dataset.size("train"), seconds, {end: round(it / 2**20) for end, it in ends.items()}
 
 
 def prepare_rates(questions: int, folder: Path) -> dict[str, int]:
@@ -116,7 +134,7 @@ def measure(sizes: Sequence[int]) -> dict[str, Any]:
     rates: dict[str, int] = {}
     for size in sizes:
         with tempfile.TemporaryDirectory() as name:
-            questions, seconds = stages(size, scorer, Path(name))
+            questions, seconds, resident = stages(size, scorer, Path(name))
             rates = rates or prepare_rates(questions, Path(name))
         users = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
         kib = max(resource.getrusage(who).ru_maxrss for who in users)
@@ -127,6 +145,7 @@ def measure(sizes: Sequence[int]) -> dict[str, Any]:
                     stage: round(1000 * it / questions, 4) for stage, it in seconds.items()
                 },
                 "peak_gib_of_a_process": round(kib / 2**20, 3),
+                "scoring_mib_by_tenth": resident,
             }
         )
         print(json.dumps(found[-1]), file=sys.stderr)

@@ -259,12 +259,15 @@ def at_every_size(figures: dict[str, Any]) -> str:
     rows = [
         "![Cost of a question by the size of the set](benchmarks/growth.svg)",
         "",
-        f"| questions | {' | '.join(f'{stage}, ms' for stage in stages)} | GiB of a process |",
-        "|---" * (len(stages) + 2) + "|",
+        f"| questions | {' | '.join(f'{stage}, ms' for stage in stages)} | most of a process, GiB "
+        "| while scoring, first and last tenth, MiB |",
+        "|---" * (len(stages) + 3) + "|",
     ]
     for size in figures["sizes"]:
         costs = " | ".join(f"{size['milliseconds'][stage]:.3f}" for stage in stages)
-        rows.append(f"| {size['questions']:,} | {costs} | {size['peak_gib_of_a_process']:.2f} |")
+        ends = " and ".join(f"{mib:,}" for mib in size["scoring_mib_by_tenth"].values())
+        peak = size["peak_gib_of_a_process"]
+        rows.append(f"| {size['questions']:,} | {costs} | {peak:.2f} | {ends} |")
     rates = figures["prepare_questions_per_second_one_core"]
     return "\n".join(
         [
