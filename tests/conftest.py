@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from hypothesis import settings
+from reporting import MADE, config, files_of_two_models
 
 from clipstem.command import model_config
 from clipstem.config import ExportConfig, PrepareConfig, Source, TrainerConfig
 from clipstem.prepare import prepare
+from clipstem.report.__main__ import build
+from clipstem.report.page import Report
 
 # A busy machine is no reason to fail: no test depends on the clock.
 settings.register_profile("without_clock", deadline=None)
@@ -73,3 +76,18 @@ def mixed_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     else:
         config = PrepareConfig(skills=DRAWN_SKILLS, questions_per_skill={"valid": 20}, workers=1)
     return once("mixed", lambda out: prepare(replace(config, out=str(out))), tmp_path_factory)
+
+
+@pytest.fixture
+def two_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Predictions files of two models, and of one of them on changed questions."""
+    monkeypatch.chdir(tmp_path)
+    return files_of_two_models()
+
+
+@pytest.fixture(scope="session")
+def report_of_two(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The report on these files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("made"))
+        return build(config(files_of_two_models(), bins=7), MADE)
