@@ -19,7 +19,7 @@ from reporting import (
 
 from clipstem.report import page
 from clipstem.report.__main__ import build, write_report
-from clipstem.report.page import Report, Table
+from clipstem.report.page import Report, Section, Table
 
 
 def test_html_and_markdown_hold_the_same_tables(report_of_two: Report) -> None:
