@@ -35,7 +35,7 @@ from typing import Any
 import bench_report
 import numpy as np
 import torch
-from bench_peers import OpenClip, Prepare, Reference
+from bench_peers import OpenClip, Prepare, Reference, as_open_clip_has_it
 from bench_sets import BLANK, real_or_drawn, stem_shaped, stored
 from measure import machine
 from torch import Tensor
@@ -157,6 +157,7 @@ class Bench:
         self, towers: Towers, name: str, size: Size, workers: int, device: torch.device
     ) -> None:
         self.towers, self.name, self.size = towers, name, size
+        self.theirs = as_open_clip_has_it(towers)
         self.workers, self.device = workers, device
         self.batch_size = 32 if device.type == "cpu" else 256
         self.flops_picture, self.flops_token = flops(towers, device)
@@ -172,11 +173,12 @@ class Bench:
     def scoring(self, title: str, questions: list[Question], dataset: Dataset) -> dict[str, Any]:
         """A set scored in every way."""
         self.towers.eval()
+        self.theirs.eval()
         ours = self.scorer()
         numbers_SN = batched(np.arange(len(questions)), self.batch_size)
         batches = [batch.map(self._there) for batch in self._read(dataset, "valid", numbers_SN)]
-        reference = Reference(self.towers, questions, self.device)
-        open_clip = OpenClip(self.towers, questions, self.device, self.batch_size, self.workers)
+        reference = Reference(self.theirs, questions, self.device)
+        open_clip = OpenClip(self.theirs, questions, self.device, self.batch_size, self.workers)
 
         def clipstem(by: Scorer, known: Sequence[Question] = ()) -> Work:
             memory = Memory()
@@ -226,12 +228,12 @@ class Bench:
                 yield (loss.listwise(logits_QK, there.answer_Q) * there.weight_Q).sum()
 
         def open_clip() -> Work:
-            towers = self._to_train()
+            towers = copy.deepcopy(self.theirs).train()
             peer = OpenClip(towers, questions, self.device, count, self.workers)
             return steps_of(towers, peer.losses([it.answer for it in questions]))
 
         def clipstem(on_device: bool, half: bool = False) -> Work:
-            towers = self._to_train()
+            towers = copy.deepcopy(self.towers).train()
             made = batches if on_device else self._read(dataset, "train", numbers_SN)
             return steps_of(towers, losses(towers, made, half))
 
@@ -246,9 +248,6 @@ class Bench:
         check_agreement(f"{title}, loss", np.array(found["clipstem"]), np.array(found["open_clip"]))
         timed = self._described("training", title, questions[count:], batches[1:])
         return timed | {"seconds": seconds}
-
-    def _to_train(self) -> Towers:
-        return copy.deepcopy(self.towers).train()
 
     # ------------------------------------------------------------------------ parts
 
@@ -284,10 +283,11 @@ class Bench:
         full = packing.one_a_row(texts, 77, 0).map(torch.from_numpy).tokens_RT.to(self.device)
         packed = packing.pack(texts).map(torch.from_numpy).map(self._there)
         self.towers.eval()
+        self.theirs.eval()
 
         def theirs() -> Tensor:
             with torch.inference_mode():
-                return self.towers.model.encode_text(full, normalize=True)
+                return self.theirs.model.encode_text(full, normalize=True)
 
         def ours() -> Tensor:
             with torch.inference_mode():
