@@ -3,8 +3,9 @@
 In this order; the first that finds exactly one option decides:
 
 1. *letter*: the answer is a letter and nothing else; it says "the answer is B", "Answer: (B)",
-   "option B" … (the last such statement, as whoever thinks aloud ends with it); its last line is a
-   letter; it begins with "B." or "B)"; or it has one letter in brackets or in bold type.
+   "B is correct" … (the last such statement, as whoever thinks aloud ends with it); one of its
+   lines is a letter; it begins with "B." or "B)"; or it chooses "option B", or has one letter in
+   brackets or bold type.
 2. *text*: the answer is an option's text, or has the text of one option and of no other; then the
    same for its last line.
 3. *letter* again: a single capital letter of an option stands in it, and no word denies it.
@@ -138,8 +139,8 @@ def _stated_letter(said: str, letters: str, options: Sequence[str]) -> int | Non
     ]
     if stated and not (alone and len(lines) == 1):
         return max(stated)
-    if alone and (_is_one(said, alone) or alone[-1] >= lines[-1].start()):
-        return alone[-1]
+    if alone:
+        return alone[-1] if _is_one(said, alone) else None
     begins = [found for line in lines if (found := _BEGINS.match(said, line.start(), line.end()))]
     if begins and begins[0].start() == lines[0].start():
         places = [it.start("letter") for it in begins if it["letter"] in letters]
