@@ -151,6 +151,15 @@ def key_of(url: str, body: Mapping[str, Any], sample: int) -> str:
     return hashlib.sha256(whole.encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class _Record:
+    """A line of the file; `question` is the first one that it was asked for."""
+
+    key: str
+    question: str
+    reply: Reply
+
+
 class Answers:
     """The file of answers, one JSON object a line. Lines are only ever added, each by one write;
     a process that is killed leaves half a line at most, which is passed over.
@@ -180,7 +189,7 @@ class Answers:
         Raises:
             ClipstemError: if the disk does not take it.
         """
-        self._append(_line_of(key, question, reply))
+        self._append(json.dumps(asdict(_Record(key, question, reply))).encode() + b"\n")
         self._replies[key] = reply
 
     def _append(self, line: bytes) -> None:
@@ -220,18 +229,11 @@ class Answers:
         if line == HEADER or not line.strip():  # of files that were put together
             return
         try:
-            record = json_object(line)
-            key, reply = record.get("key"), facts.of_type(Reply, record.get("reply"))
+            record = facts.of_type(_Record, json_object(line))
         except (BadField, ClipstemError):
             self.passed_over += 1
-            return
-        if isinstance(key, str):
-            self._replies.setdefault(key, reply)
-
-
-def _line_of(key: str, question: str, reply: Reply) -> bytes:
-    record = {"key": key, "question": question, "reply": asdict(reply)}
-    return json.dumps(record).encode() + b"\n"
+        else:
+            self._replies.setdefault(record.key, record.reply)
 
 
 @contextmanager

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import re
-import time
 from asyncio import sleep
 from collections import Counter
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
+from time import monotonic, time
 from typing import Any
 
 from clipstem import __version__, facts
@@ -81,7 +82,7 @@ class Endpoint:
         self._secret = key if key is not None and len(key) >= LEAST_KEY else None
         self._has_key = key is not None
         self._has_answered = False
-        self._open_at = 0.0  # by the loop's clock: when the next request may be made
+        self._open_at = -math.inf  # when the next request may be made
         # Answers are read as they come, within a limit, so they must not be compressed.
         headers = {"User-Agent": f"clipstem/{__version__}", "Accept-Encoding": "identity"}
         if key is not None:
@@ -129,11 +130,10 @@ class Endpoint:
 
     async def _turn(self) -> None:
         """Wait until a request may be made, at the rate that is allowed."""
-        loop = asyncio.get_running_loop()
-        while (wait_seconds := self._open_at - loop.time()) > 0:
+        while (wait_seconds := self._open_at - monotonic()) > 0:
             await sleep(wait_seconds)
         if self._config.requests_per_minute is not None:
-            self._open_at = loop.time() + 60 / self._config.requests_per_minute
+            self._open_at = monotonic() + 60 / self._config.requests_per_minute
 
     async def _wait(self, attempt: int, wait_seconds: float | None) -> None:
         """Wait before a retry: as long as the endpoint asks, everybody; else longer each time.
@@ -149,8 +149,7 @@ class Endpoint:
                 f"{self.url}: asks to wait {wait_seconds:,.0f} s, longer than "
                 f"max_wait_seconds={longest:g}; go on later"
             )
-        until = asyncio.get_running_loop().time() + wait_seconds
-        self._open_at = max(self._open_at, until)
+        self._open_at = max(self._open_at, monotonic() + wait_seconds)
 
     async def _once(self, body: Mapping[str, Any]) -> Reply:
         self.requests += 1
@@ -254,6 +253,6 @@ def _asked_wait(headers: Mapping[str, str]) -> float | None:
         if re.fullmatch(r"\d{1,9}(\.\d*)?", value):
             return float(value) * unit
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
     except (ValueError, OverflowError):
         return None

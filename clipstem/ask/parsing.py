@@ -91,7 +91,7 @@ def _without_thoughts(text: str) -> str:
 def _conclusion(text: str) -> str:
     """The last line, unless it is one of a list of options."""
     last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
-    return "" if _BEGINS.match(last) else last
+    return "" if _BEGINS.match(last.strip()) else last
 
 
 # ---------------------------------------------------------------------------- letters
@@ -117,7 +117,7 @@ _CHOSEN = re.compile(
 )
 _MARKED = re.compile(r"\((?P<a>[A-Z])\)|\[(?P<b>[A-Z])\]|\*\*\(?(?P<c>[A-Z])[.):]?\)?\*\*")
 _BEGINS = re.compile(
-    r"\s*[(\[*_`'\"]*(?P<letter>[A-Z])(?:[*_`'\"]*[.):\]]|[ \t]+[-–—:][ \t]|[*_`]+)(?!\w)"
+    r"[(\[*_`'\"]*(?P<letter>[A-Z])(?:[*_`'\"]*[.):\]]|[ \t]+[-–—:][ \t]|[*_`]+)(?!\w)"
 )
 _WORD_NEXT = re.compile(r"[ \t]+(?!or\b|and\b)[a-z]")
 _ALONE = re.compile(rf"{_OPEN}{_BOX}(?P<letter>[A-Za-z]){_CLOSE}")
@@ -128,7 +128,7 @@ _DENIES = re.compile(
 
 def _stated_letter(said: str, letters: str, options: Sequence[str]) -> int | None:
     """Where the letter stands that the answer states clearly; None if it states none, or two."""
-    lines = list(re.finditer(r"[^\n]*\S[^\n]*", said))
+    lines = list(re.finditer(r"\S[^\n]*", said))
     if not lines:
         return None
     stated = _letters_of((_ANSWER_IS, _IS_ANSWER), said, letters, options)
