@@ -46,8 +46,8 @@ def write_questions(folder: Path, questions: int) -> None:
             }
             asked = {"problem": f"How many apples are in box {number}?", "options": options}
             file.write(json.dumps({**values, **asked, "answer": 0, "split": "valid"}) + "\n")
-    source = {"source": Source.jsonl, "path": str(folder / "questions.jsonl"), "workers": 1}
-    prepare(PrepareConfig(out=str(folder / "data"), **source))
+    path = str(folder / "questions.jsonl")
+    prepare(PrepareConfig(str(folder / "data"), source=Source.jsonl, path=path, workers=1))
 
 
 def start(folder: Path, server: ChatServer, out: str) -> subprocess.Popen[bytes]:

@@ -23,6 +23,7 @@ HEADER = b'{"format": "clipstem answers 1"}\n'
 MAX_CHARACTERS = 100_000  # of an answer; of a longer one the end is kept, where the option stands
 MAX_POSITIONS = 200  # places of an answer with letters' probabilities; the last ones are kept
 MAX_TOKENS = 10**9  # of one answer, or whoever says so cannot be believed
+LEAST_LOGPROB = -700.0  # whose exponential is not 0 yet; some endpoints say -9999 for "unlikely"
 AROUND = " \t\r\n()[]{}*_.:,;\"'`"  # what a token may hold besides a letter
 
 
@@ -128,10 +129,10 @@ def _entry(token: Any) -> tuple[str, float]:
     """A token's letter and the logarithm of its probability; no letter if it has none."""
     if not isinstance(token, dict) or not isinstance(token.get("token"), str):
         return "", 0.0
-    value = token.get("logprob")
+    value: Any = token.get("logprob")
     if type(value) not in (int, float) or not -1e4 <= value <= 1e-3:  # a NaN is not between
         return "", 0.0
-    return _letter(token["token"]), max(min(float(value), 0.0), -700.0)
+    return _letter(token["token"]), max(min(float(value), 0.0), LEAST_LOGPROB)
 
 
 def _letter(word: str) -> str:
