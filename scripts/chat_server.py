@@ -82,7 +82,7 @@ FAULTS: dict[str, Callable[[], Answer]] = {
     "429": lambda: error(429, "slow down", **{"Retry-After-Ms": "20"}),
     "500": lambda: error(500, "oops"),
     "503 page": lambda: Answer(b"<html>busy</html>", 503, {"Content-Type": "text/html"}),
-    "late": lambda: Answer(completion("A"), delay_seconds=1.5),
+    "late": lambda: Answer(completion("A"), delay_seconds=60),
     "cut": lambda: Answer(completion("A"), cut=40),
     "closed": lambda: Answer(completion("A"), cut=0),
     "no JSON": lambda: Answer(b"{'model':"),

@@ -30,7 +30,7 @@ from clipstem.prepare import prepare
 
 FAILING = 0.2
 CONCURRENCY = 32
-SETTINGS = (f"concurrency={CONCURRENCY}", "timeout_seconds=1")  # the late answers take longer
+SETTINGS = (f"concurrency={CONCURRENCY}", "timeout_seconds=3")  # the late answers take longer
 
 
 def write_questions(folder: Path, questions: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import random
@@ -207,6 +208,8 @@ def test_a_run_asks_everything_once_and_writes_what_was_said(
     assert (made["model"], made["base_url"], made["split"]) == ("m", server.url, "valid")
     assert made["understood"] == {"letter": 4, "text": 1, "near": 0, "unparsed": 0}
     assert (made["without_caption"], made["skipped"], made["guessed"]) == (1, 1, 0)
+    captions = (tmp_path / "source/captions.jsonl").read_bytes()
+    assert made["captions_sha256"] == hashlib.sha256(captions).hexdigest()
     assert (made["requests"], made["answers"], made["faults"]) == (5, 5, {})
     assert (made["prompt_tokens"], made["completion_tokens"]) == (250, 5)
     assert made["cost"] == pytest.approx((250 * 2 + 5 * 4) / 1e6)
@@ -371,7 +374,7 @@ def test_one_request_in_five_may_fail(
     run: Callable[..., prediction.Predictions], drawn_data: Path, server: ChatServer
 ) -> None:
     server.script = failing(0.2)
-    found = run(drawn_data, timeout_seconds=1, concurrency=16)
+    found = run(drawn_data, timeout_seconds=3, concurrency=16)
     assert len(server.answered) == len(set(server.answered)) == found.provenance["answers"]
     assert len(server.calls) > len(server.answered)
     letters = {}
@@ -536,6 +539,7 @@ def test_a_split_of_which_nothing_is_asked_is_said(
         ({"split": "vaild"}, "conf key 'split': there is no split 'vaild'; expected one of train"),
         ({"input_price": 1.0}, "conf keys 'input_price', 'output_price': one needs the other"),
         ({"pictures": Pictures.send, "captions": "c"}, "conf key 'captions': has no effect with"),
+        ({"cache": "o.parquet"}, "conf keys 'cache', 'out': are the same file"),
         ({"extra_body": {"stream": True}}, "'extra_body.stream': is decided elsewhere; give none"),
         ({"extra_body": {"model": "x"}}, "'extra_body.model': is decided elsewhere; give model_na"),
     ],

@@ -94,7 +94,9 @@ def test_letters_have_the_logprobs_of_their_place() -> None:
         token(")"),
     )
     assert (found.start, found.stop) == (9, 10)
-    assert found.logprobs == {"B": -0.5, "A": -1.5, "C": -4.0, "F": -700.0}
+    assert found.logprobs == pytest.approx({"B": -0.5, "A": -1.5, "C": -4.0, "F": -700.0})
+    assert found.least == math.exp(-700.0)
+    assert found.rest == pytest.approx(1 - sum(map(math.exp, (-0.5, -1.5, -3.0, -4.0))))
 
 
 def test_the_same_letter_in_several_tokens_is_as_probable_as_all() -> None:
@@ -105,7 +107,9 @@ def test_the_same_letter_in_several_tokens_is_as_probable_as_all() -> None:
 
 def test_without_the_top_the_letter_itself_is_known() -> None:
     (found,) = letters_of(" B", {"token": " B", "logprob": -0.25})
-    assert (found.start, found.stop, found.logprobs) == (0, 2, {"B": -0.25})
+    assert (found.start, found.stop) == (0, 2)
+    assert found.logprobs == pytest.approx({"B": -0.25})
+    assert found.least == 1 - found.rest == pytest.approx(math.exp(-0.25))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +127,7 @@ def test_logprobs_of_other_words_or_forms_are_none(logprobs: Any) -> None:
 @pytest.mark.parametrize("value", [None, "x", math.nan, math.inf, 5.0, -1e9, True])
 def test_logprobs_that_are_none_are_left_out(value: Any) -> None:
     (found,) = letters_of("B", token("B", value, A=-1.0, C=value))
-    assert found.logprobs == {"A": -1.0}
+    assert found.logprobs == pytest.approx({"A": -1.0})
 
 
 def test_of_a_long_answer_the_last_places_are_kept() -> None:
@@ -161,7 +165,7 @@ def line_of(**changes: Any) -> bytes:
 
 def test_answers_come_back(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.jsonl"
-    letters = (LetterLogprobs(0, 1, {"B": -0.5}),)
+    letters = (LetterLogprobs(0, 1, {"B": -0.5}, 0.25, 0.125),)
     kept = {"k0": reply("ein Kreis ○\n"), "k1": Reply("B", "length", "", None, None, letters)}
     with opened(path) as answers:
         assert len(answers) == 0 and "k0" not in answers

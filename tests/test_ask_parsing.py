@@ -202,22 +202,41 @@ def test_guesses_are_spread_evenly_and_come_again() -> None:
 
 def test_logprobs_of_the_letters_become_probabilities() -> None:
     given = {"B": np.log(0.6), "A": np.log(0.2), "C": np.log(0.1), "Q": np.log(0.05)}
-    answer = reply("Answer: B", LetterLogprobs(8, 9, given))
+    answer = reply("Answer: B", LetterLogprobs(8, 9, given, 0.05, 0.3))
     parsed = [parse(answer.text, OPTIONS)]
     found, has_logprobs = probabilities([answer], parsed, 4, True, "")
     assert has_logprobs
-    # D is not among those given: as probable as the least of them, Q.
+    # D is not among those given: at most as probable as the least of them, Q.
     np.testing.assert_allclose(found, np.array([0.2, 0.6, 0.1, 0.05]) / 0.95)
     assert not probabilities([answer], parsed, 4, False, "")[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "least", "rest", "expected"),
+    [
+        ({"B": 0.9}, 0.9, 0.1, [0.1 / 3, 0.9, 0.1 / 3, 0.1 / 3]),  # no other token is named
+        ({"B": 0.9}, 0.001, 0.05, [0.001, 0.9, 0.001, 0.001]),  # words are
+        ({"B": 1.0}, 1.0, 0.0, [0, 1, 0, 0]),
+        ({"B": 0.5, "A": 0.25}, 0.25, 0.0, [0.25, 0.5, 0, 0]),
+    ],
+)
+def test_letters_that_are_not_named_get_no_more_than_can_be(
+    given: dict[str, float], least: float, rest: float, expected: list[float]
+) -> None:
+    logprobs = {letter: float(np.log(share)) for letter, share in given.items()}
+    answer = reply("B", LetterLogprobs(0, 1, logprobs, least, rest))
+    found, _ = probabilities([answer], [parse("B", OPTIONS)], 4, True, "")
+    np.testing.assert_allclose(found, np.array(expected) / sum(expected))
 
 
 @pytest.mark.parametrize(
     "letters",
     [
         (),
-        (LetterLogprobs(0, 1, {"A": -0.1}),),  # of another place
-        (LetterLogprobs(8, 9, {}),),
-        (LetterLogprobs(8, 9, {"B": float("nan"), "A": float("inf"), "C": -1e300}),),
+        (LetterLogprobs(0, 1, {"A": -0.1}, 0.1, 0.1),),  # of another place
+        (LetterLogprobs(8, 9, {}, 0.1, 0.1),),
+        (LetterLogprobs(8, 9, {"B": float("nan"), "A": float("inf"), "C": -1e300}, 0.1, 0.1),),
+        (LetterLogprobs(8, 9, {"B": -0.1}, float("nan"), float("nan")),),
     ],
 )
 def test_without_usable_logprobs_the_answer_counts(letters: tuple[LetterLogprobs, ...]) -> None:

@@ -6,6 +6,7 @@ What it has answered is kept beside `out`, so that a run that ended early goes o
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import time
@@ -60,7 +61,8 @@ def ask(config: AskConfig) -> Predictions:
             with console.progress_bar(config.split, asking.total * config.samples) as progress:
                 asyncio.run(asking.run(known, progress))
         except BaseException:
-            _say(f"{len(known):,} answers are kept in {cache}: the same command goes on from there")
+            if len(known):
+                _say(f"{len(known):,} answers are kept in {cache}: the same command goes on there")
             raise
         found = predictions(asking, known)
     found.provenance.update(
@@ -161,6 +163,7 @@ def _how(config: AskConfig) -> dict[str, Any]:
         "instruction": config.instruction,
         "pictures": config.pictures.value,
         "captions": config.captions,
+        "captions_sha256": None if config.captions is None else _sha256(Path(config.captions)),
         "sampling_temperature": config.temperature,
         "max_tokens": config.max_tokens,
         "samples": config.samples,
@@ -173,6 +176,11 @@ def _how(config: AskConfig) -> dict[str, Any]:
             f"{config.seed}"
         ),
     }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _cost(config: AskConfig, replies: Sequence[Reply]) -> dict[str, Any]:

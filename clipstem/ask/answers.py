@@ -29,11 +29,20 @@ AROUND = " \t\r\n()[]{}*_.:,;\"'`"  # what a token may hold besides a letter
 
 @dataclass(frozen=True)
 class LetterLogprobs:
-    """Logarithms of the letters' probabilities where one of them stands, at a place of the text."""
+    """How probable letters are where one of them stands, at a place of the text.
+
+    Attributes:
+        start, stop: of the token, in characters of the text.
+        logprobs: of those letters that are among the most probable tokens.
+        least: the probability of the least of these tokens, letter or not: no other has more.
+        rest: the probability of all other tokens together.
+    """
 
     start: int
     stop: int
     logprobs: dict[str, float]
+    least: float
+    rest: float
 
 
 @dataclass(frozen=True)
@@ -113,26 +122,36 @@ def _letters(logprobs: Any, text: str, cut: int) -> Iterator[LetterLogprobs]:
             return
         stop = start + len(word)
         if start >= cut and _letter(word) and text[start:stop] == word:
-            found: dict[str, float] = {}
-            top = token.get("top_logprobs")
-            for other in (*(top if isinstance(top, list) else ()), token):
-                letter, value = _entry(other)
-                if letter and letter not in found:
-                    found[letter] = value
-                elif letter and other is not token:  # " B" beside "B": the same letter
-                    found[letter] = math.log(math.exp(found[letter]) + math.exp(value))
-            yield LetterLogprobs(start - cut, stop - cut, found)
+            yield _letters_at(start - cut, stop - cut, token)
         start = stop
 
 
-def _entry(token: Any) -> tuple[str, float]:
-    """A token's letter and the logarithm of its probability; no letter if it has none."""
+def _letters_at(start: int, stop: int, token: dict[str, Any]) -> LetterLogprobs:
+    top = token.get("top_logprobs")
+    entries = [_entry(it) for it in (*(top if isinstance(top, list) else ()), token)]
+    # Most endpoints name the token itself among the top, and some not.
+    shares = {word: math.exp(logprob) for word, logprob in reversed(entries) if logprob is not None}
+    letters: dict[str, float] = {}
+    for word, share in shares.items():
+        if letter := _letter(word):  # " B" beside "B" is the same letter
+            letters[letter] = letters.get(letter, 0.0) + share
+    return LetterLogprobs(
+        start,
+        stop,
+        logprobs={letter: math.log(share) for letter, share in letters.items()},
+        least=min(shares.values(), default=1.0),
+        rest=max(0.0, 1.0 - sum(shares.values())),
+    )
+
+
+def _entry(token: Any) -> tuple[str, float | None]:
+    """A token and the logarithm of its probability; None where that is no such number."""
     if not isinstance(token, dict) or not isinstance(token.get("token"), str):
-        return "", 0.0
+        return "", None
     value: Any = token.get("logprob")
     if type(value) not in (int, float) or not -1e4 <= value <= 1e-3:  # a NaN is not between
-        return "", 0.0
-    return _letter(token["token"]), max(min(float(value), 0.0), LEAST_LOGPROB)
+        return "", None
+    return token["token"], max(min(float(value), 0.0), LEAST_LOGPROB)
 
 
 def _letter(word: str) -> str:

@@ -266,21 +266,23 @@ def probabilities(
 def _of_letters(reply: Reply, parsed: Parsed, count: int) -> NDArray[np.float64] | None:
     """What the endpoint gives the letters at the place of the answer's letter, if it does.
 
-    A letter that is not among those it gives is at most as probable as the last of them: it gets
-    that one's.
+    A letter that is not among the tokens that it names is at most as probable as the least of them,
+    and all others together have what is left: it gets the smaller of that and its part of this.
     """
-    if parsed.place is None:
+    here = [
+        it
+        for it in reply.letters
+        if parsed.place is not None and it.start <= parsed.place < it.stop
+    ]
+    given = {it: value for at in here for it, value in at.logprobs.items() if -1e4 < value <= 1e-3}
+    if not given:
         return None
-    for letters in reply.letters:
-        if letters.start <= parsed.place < letters.stop:
-            given = {it: value for it, value in letters.logprobs.items() if -1e4 < value <= 0}
-            if not given:
-                return None
-            floor = min(given.values())
-            logprobs_K = np.array([given.get(letter, floor) for letter in LETTERS[:count]])
-            probs_K = np.exp(logprobs_K - logprobs_K.max())
-            return probs_K / probs_K.sum()
-    return None
+    letters = LETTERS[:count]
+    others = sum(letter not in given for letter in letters)
+    unnamed = max(min(here[0].least, here[0].rest / max(others, 1)), 0.0)
+    shares_K = np.array([np.exp(given[it]) if it in given else unnamed for it in letters])
+    total = shares_K.sum()
+    return shares_K / total if 0 < total < np.inf else None
 
 
 def _with_guess(probs_K: NDArray[np.float64], guess: str) -> NDArray[np.float64]:

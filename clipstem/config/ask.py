@@ -95,6 +95,8 @@ class AskConfig:
                 f"conf key 'split': there is no split '{self.split}'; "
                 f"expected one of {', '.join(SPLITS)}"
             )
+        if self.cache is not None and self.cache == self.out:
+            raise ClipstemError("conf keys 'cache', 'out': are the same file; give two")
         if (self.input_price is None) != (self.output_price is None):
             raise ClipstemError(
                 "conf keys 'input_price', 'output_price': one needs the other beside it"

@@ -148,12 +148,32 @@ kinds(
     ("letters that are none", answer(letters=[7]), Accepted()),
     (
         "probabilities that are NaN or far too large",
-        answer(letters=[{"start": 0, "stop": 1, "logprobs": {"A": float("nan"), "B": 1e299}}]),
+        answer(
+            letters=[
+                {
+                    "start": 0,
+                    "stop": 1,
+                    "logprobs": {"A": float("nan"), "B": 1e299},
+                    "least": float("nan"),
+                    "rest": -1e299,
+                }
+            ]
+        ),
         OTHER,
     ),
     (
         "places outside of the text",
-        answer(letters=[{"start": -(10**30), "stop": 10**30, "logprobs": {"A": -0.1}}]),
+        answer(
+            letters=[
+                {
+                    "start": -(10**30),
+                    "stop": 10**30,
+                    "logprobs": {"A": -0.1},
+                    "least": 9.0,
+                    "rest": 1e299,
+                }
+            ]
+        ),
         OTHER,
     ),
     ("text with half of a surrogate pair", answer(text="A \ud800"), OTHER),
