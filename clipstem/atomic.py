@@ -24,7 +24,7 @@ def new_file(path: Path, replace: bool = False) -> Iterator[Path]:
         ClipstemError: if `path` exists, unless it is to be replaced.
     """
     if not replace:
-        _refuse_existing(path)
+        refuse_existing(path)
     with _named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.partial-")
@@ -35,7 +35,7 @@ def new_file(path: Path, replace: bool = False) -> Iterator[Path]:
             _flush(partial)
             partial.chmod(0o644)
             if not replace:
-                _refuse_existing(path)  # somebody may have made it meanwhile
+                refuse_existing(path)  # somebody may have made it meanwhile
             partial.rename(path)
             _flush(path.parent)
         finally:
@@ -45,7 +45,7 @@ def new_file(path: Path, replace: bool = False) -> Iterator[Path]:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """The same for a folder and all the files in it."""
-    _refuse_existing(path)
+    refuse_existing(path)
     with _named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
@@ -55,7 +55,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             for entry in sorted(partial.rglob("*")):
                 entry.chmod(0o755 if entry.is_dir() else 0o644)
                 _flush(entry)
-            _refuse_existing(path)
+            refuse_existing(path)
             partial.rename(path)
             _flush(path.parent)
         finally:
@@ -75,7 +75,12 @@ def _named(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _refuse_existing(path: Path) -> None:
+def refuse_existing(path: Path) -> None:
+    """Refuse a path that exists.
+
+    Raises:
+        ClipstemError: if it does.
+    """
     if path.exists():
         raise ClipstemError(
             f"{path} exists and is never overwritten; choose another name or move it away"

@@ -70,7 +70,7 @@ class JsonlSource:
         with self.file.open("rb") as lines:
             lines.seek(chunk.start)
             for number in range(chunk.first_row, chunk.first_row + chunk.rows):
-                if (line := _line(lines)).strip():
+                if (line := read_line(lines)).strip():
                     yield number, or_bad(self._row, line)
 
     def _row(self, line: bytes) -> Row:
@@ -85,7 +85,9 @@ class JsonlSource:
             grade=_text(record, "grade"),
             skill=_text(record, "skill"),
             problem=_text(record, "problem"),
-            picture=None if problem_picture is None else self._picture("image", problem_picture),
+            picture=None
+            if problem_picture is None
+            else picture_beside(self.file, "image", problem_picture),
             options=tuple(self._options(record)),
             answer=_answer(record.get("answer")),
         )
@@ -117,34 +119,39 @@ class JsonlSource:
             if isinstance(option, str):
                 yield option
             elif isinstance(option, dict) and option.keys() == {"image"}:
-                yield self._picture(name, option["image"])
+                yield picture_beside(self.file, name, option["image"])
             else:
                 raise BadField(name, f'is {as_json(option)}; expected a text or {{"image": path}}')
 
-    def _picture(self, field: str, name: Any) -> bytes:
-        """The bytes of a picture file, which must lie in the folder of the JSON file."""
-        if not isinstance(name, str) or not name or "\0" in name:
-            raise BadField(field, f"is {as_json(name)}; expected a path")
-        folder = self.file.parent.resolve()
-        path = folder / name
-        if Path(name).is_absolute():
-            raise BadField(field, f"'{name}' is an absolute path; expected one beside the file")
-        if ".." in Path(name).parts:
-            raise BadField(field, f"'{name}' has '..'; expected a path below the file's folder")
-        try:
-            real = path.resolve()
-            if not real.is_relative_to(folder):
-                raise BadField(field, f"'{name}' leads out of the file's folder by a link")
-            if not real.is_file():
-                raise BadField(field, f"'{name}' is no file")
-            if real.stat().st_size > MAX_BYTES:
-                raise BadField(field, f"'{name}' has more than {MAX_BYTES:,} bytes")
-            return real.read_bytes()
-        except (OSError, RuntimeError) as error:
-            raise BadField(field, f"'{name}' cannot be read ({one_line(error)})") from None
+
+def picture_beside(file: Path, field: str, name: Any) -> bytes:
+    """The bytes of a picture file, which must lie in the folder of the JSON file.
+
+    Raises:
+        BadField: if it does not, or cannot be read.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise BadField(field, f"is {as_json(name)}; expected a path")
+    folder = file.parent.resolve()
+    path = folder / name
+    if Path(name).is_absolute():
+        raise BadField(field, f"'{name}' is an absolute path; expected one beside the file")
+    if ".." in Path(name).parts:
+        raise BadField(field, f"'{name}' has '..'; expected a path below the file's folder")
+    try:
+        real = path.resolve()
+        if not real.is_relative_to(folder):
+            raise BadField(field, f"'{name}' leads out of the file's folder by a link")
+        if not real.is_file():
+            raise BadField(field, f"'{name}' is no file")
+        if real.stat().st_size > MAX_BYTES:
+            raise BadField(field, f"'{name}' has more than {MAX_BYTES:,} bytes")
+        return real.read_bytes()
+    except (OSError, RuntimeError) as error:
+        raise BadField(field, f"'{name}' cannot be read ({one_line(error)})") from None
 
 
-def _line(lines: BinaryIO) -> bytes:
+def read_line(lines: BinaryIO) -> bytes:
     """The next line; of one that is too long, a little more than is allowed."""
     line = piece = lines.readline(MAX_LINE_BYTES + 1)
     while len(piece) > MAX_LINE_BYTES and not piece.endswith(b"\n"):
@@ -152,7 +159,12 @@ def _line(lines: BinaryIO) -> bytes:
     return line
 
 
-def _record(line: bytes) -> dict[str, Any]:
+def json_object(line: bytes) -> dict[str, Any]:
+    """What a line of JSON holds.
+
+    Raises:
+        BadField: if it is too long or no object, or has too many fields.
+    """
     if len(line) > MAX_LINE_BYTES:
         raise BadField("line", f"is too long; expected at most {MAX_LINE_BYTES:,} bytes")
     try:
@@ -163,6 +175,11 @@ def _record(line: bytes) -> dict[str, Any]:
         raise BadField("line", f"is {as_json(record)}; expected an object")
     if len(record) > MAX_FIELDS:
         raise BadField("line", f"has {len(record):,} fields; expected at most {MAX_FIELDS}")
+    return record
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    record = json_object(line)
     missing = [field for field in KNOWN_FIELDS if field not in record]
     for field in record.keys() - set(KNOWN_FIELDS):
         meant = OTHER_NAMES.get(field)

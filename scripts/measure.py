@@ -177,7 +177,7 @@ def blocks() -> dict[str, str]:
     ]
     quickstart = json.loads((BENCHMARKS / "quickstart.json").read_text())
     report = json.loads((BENCHMARKS / "report.json").read_text())
-    optional = {"export": exported, "growth": at_every_size}
+    optional = {"export": exported, "growth": at_every_size, "ask": asked}
     servers = [it for it in measured if "batching" in it]
     return {
         "quickstart": printed(quickstart),
@@ -251,6 +251,21 @@ def exported(figures: dict[str, Any]) -> str:
                 f"| {seconds['torch'] / seconds[variant]:.2f} | {speed} | {cosine} | {first} |"
             )
     return "\n".join(rows)
+
+
+def asked(figures: dict[str, Any]) -> str:
+    """What asking takes where requests fail and the run is killed."""
+    without, failing, killed = (figures[it] for it in ("without_faults", "with_faults", "killed"))
+    return (
+        f"{figures['questions']:,} questions to a server on the same machine "
+        f"({figures['machine']['cores']} cores, {figures['concurrency']} requests at a time):\n"
+        f"{without['questions_per_second']:,.0f} questions/s. With one request in five failing "
+        f"{failing['requests']:,} requests, {failing['questions_per_second']:,.0f} questions/s, "
+        "each\nquestion answered once, as without failures. Killed with `kill -9` when "
+        f"{killed['kept_when_killed']:,} answers were kept:\nof these "
+        f"{killed['asked_again_though_kept']} were asked again, and {killed['answered_twice']} "
+        "whose answer was on its way (`python scripts/measure_ask.py`)."
+    )
 
 
 def at_every_size(figures: dict[str, Any]) -> str:

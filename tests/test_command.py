@@ -16,6 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from clipstem.command import check_keys, conf_folder, help_text, model_config, to_dataclass, verb
 from clipstem.config import (
+    AskConfig,
     AssembleConfig,
     BankConfig,
     ExamConfig,
@@ -44,6 +45,7 @@ SCHEMAS: dict[str, type[Any]] = {
     "export": ExportConfig,
     "serve": ServeConfig,
     "submit": SubmitConfig,
+    "ask": AskConfig,
 }
 NEEDED = {
     "train": ["data=d", "out=o"],
@@ -56,6 +58,7 @@ NEEDED = {
     "export": ["run=r", "out=o"],
     "serve": ["bundle=b"],
     "submit": ["tasks=t"],
+    "ask": ["data=d", "split=valid", "out=o", "model_name=m", "base_url=http://h/v1"],
 }
 OPENED_WITH = {"model": ("train", ""), "trainer": ("train", ""), "experiment": ("train", "+")}
 OPENED_WITH |= {"drawn": ("prepare", "+"), "tune": ("train", ""), "assembled": ("assemble", "+")}
@@ -79,7 +82,7 @@ FILES = sorted(path.relative_to(conf_folder()) for path in conf_folder().rglob("
 
 def test_every_file_of_conf_is_known_here() -> None:
     everything = [path for path in conf_folder().rglob("*") if path.is_file()]
-    assert len(FILES) == len(everything) == 38
+    assert len(FILES) == len(everything) == 39
     folders = {str(file.parent) for file in FILES}
     assert folders == {".", *OPENED_WITH}
     assert {file.stem for file in FILES if file.parent == Path()} == {"quiet", *SCHEMAS}

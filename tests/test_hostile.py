@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import DRAWN_SKILLS, once
+from hostile.ask import ANSWERS, CAPTIONS, clean_answers, clean_captions
 from hostile.configs import clean_config
 from hostile.jsonl import clean_jsonl
 from hostile.pictures import clean_picture
@@ -32,6 +33,9 @@ from preparing import encoded, lines, png_header, prepared, questions_of, skippe
 
 import clipstem
 from clipstem import exam, prediction
+from clipstem.ask.answers import opened
+from clipstem.ask.parsing import parse, probabilities
+from clipstem.ask.prompts import read_captions
 from clipstem.bank.__main__ import write_bank
 from clipstem.command import model_config, verb
 from clipstem.config import (
@@ -121,6 +125,17 @@ def read_predictions(folder: Path) -> Any:
     return found.probs_QK.tolist(), sat.score_RU.tolist()
 
 
+def read_answers(folder: Path) -> Any:
+    with opened(folder / ANSWERS) as answers:
+        keys = [f"k{number}" for number in range(10) if f"k{number}" in answers]
+        replies = [answers[key] for key in keys]
+    parsed = [parse(reply.text, ("one", "two")) for reply in replies]
+    return keys, [
+        probabilities([reply], [found], 2, True, "")[0].tolist()
+        for reply, found in zip(replies, parsed, strict=True)
+    ]
+
+
 def score(folder: Path) -> Any:
     scorer = clipstem.load(folder, "cpu")
     return scorer.score(encoded(0), "Which?", ["this", "that"]).tolist()
@@ -154,6 +169,8 @@ ACTS: dict[str, Callable[[Path], Any]] = {
     "jsonl": read_jsonl,
     "pictures": read_picture,
     "predictions": read_predictions,
+    "captions": lambda folder: read_captions(folder / CAPTIONS),
+    "answers": read_answers,
     "weights": score,
     "bundle": score,
     "run": score,
@@ -218,6 +235,8 @@ CLEAN = {
     "jsonl": clean_jsonl,
     "pictures": clean_picture,
     "predictions": clean_predictions,
+    "captions": clean_captions,
+    "answers": clean_answers,
     "config": clean_config,
 }
 

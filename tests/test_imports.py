@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "clipstem"
 ROWS = (
     ("question",),
     ("config.checks",),
-    ("config.model", "config.data", "config.cluster"),
+    ("config.model", "config.data", "config.cluster", "config.ask"),
     ("config.training",),
     ("config.scoring",),
     ("config.exams",),
@@ -29,6 +29,7 @@ ROWS = (
         "bank.skill",
         "charts",
         "report",
+        "ask",
         "stopping",
     ),
     ("command", "prediction", "run", "bank.canvas", "ranks"),
@@ -38,16 +39,23 @@ ROWS = (
     ("storage", "images", "metrics", "statistics", "sweep"),
     ("shards", "console", "sources", "tokens", "slurm", "background", "task"),
     ("jsonl", "packing", "exam", "perturb"),
-    ("spool", "pairs", "report.published", "report.page"),
-    ("report.answers", "batches", "memory", "bundle"),
-    ("report.analyses", "report.comparisons", "report.gallery", "engine"),
-    ("report.sittings",),
+    ("spool", "pairs", "report.published", "report.page", "ask.prompts"),
+    ("report.answers", "batches", "memory", "bundle", "ask.answers"),
+    (
+        "report.analyses",
+        "report.comparisons",
+        "report.gallery",
+        "engine",
+        "ask.parsing",
+        "ask.endpoint",
+    ),
+    ("report.sittings", "ask.asking"),
     ("towers", "loss", "loader", "csv_log", "merge"),
     ("scorer", "onnx_scorer", "layers", "averages", "serve", "serve.requests", "serve.sittings"),
     ("features", "learner", "callbacks", "serve.batching"),
     ("serve.app",),
     ("prepare", "train", "predict", "export", "assemble", "bank.__main__", "report.__main__"),
-    ("serve.__main__", "submit"),
+    ("serve.__main__", "submit", "ask.__main__"),
 )
 """From the bottom up: a module imports from rows below its own, never from its own or above."""
 
@@ -71,6 +79,8 @@ LIGHT = (
     "task",
     "onnx_scorer",
     "serve.app",
+    "ask.__main__",
+    "ask.asking",
 )
 
 ONLY_IN = {
@@ -86,6 +96,7 @@ ONLY_IN = {
     "fastapi": {"serve.app"},
     "pydantic": {"serve.requests", "serve.app"},
     "uvicorn": {"serve.__main__"},
+    "httpx": {"ask.endpoint"},
 }
 
 

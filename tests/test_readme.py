@@ -20,7 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from test_serve import server
 
-from clipstem import config
+from clipstem import config, prediction
 from clipstem.command import check_keys, composed, conf_folder, to_dataclass
 from clipstem.shards import open_dataset
 from clipstem.submit import standings
@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import claims  # noqa: E402
 import measure  # noqa: E402
+from chat_server import ChatServer  # noqa: E402
 
 README = (ROOT / "README.md").read_text()
 EXPERIMENTS = sorted((ROOT / "conf" / "experiment").rglob("*.yaml"))
@@ -45,8 +46,9 @@ SCHEMAS = {
     "export": config.ExportConfig,
     "serve": config.ServeConfig,
     "submit": config.SubmitConfig,
+    "ask": config.AskConfig,
 }
-PACKAGES = ("bank", "report", "serve")
+PACKAGES = ("bank", "report", "serve", "ask")
 MODULES: dict[str, Any] = {
     verb: import_module(f"clipstem.{verb}{'.__main__' if verb in PACKAGES else ''}")
     for verb in SCHEMAS
@@ -160,6 +162,10 @@ def bring_questions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             json.dumps({**question, "id": f"q{number}", "image": f"pictures/{number}.png"})
         )
     (folder / "questions.jsonl").write_text("\n".join(lines))
+    caption = re.search(r'^\{"picture": "pictures/1\.png".*$', README, flags=re.M)
+    assert caption
+    captions = [caption[0].replace("/1.png", f"/{number}.png") for number in range(1, 31)]
+    (folder / "captions.jsonl").write_text("\n".join(captions))
     Image.new("RGB", (30, 30), "blue").save(folder / "picture.png")
     bring_stem(folder, monkeypatch)
 
@@ -185,6 +191,18 @@ def run_submit(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         wait_for(lambda: all(it.state is State.finished for it in standings(made)), command)
 
 
+def ask_the_stand_in(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run it with another address; every question is asked with its picture or a caption of it."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
+    with ChatServer() as stand_in:
+        run_shrunk(re.sub(r"base_url=\S+", f"base_url={stand_in.url}", command), monkeypatch)
+        overrides = dict(it.split("=", 1) for it in split_command(command)[1])
+        found = prediction.read(Path(overrides["out"]))
+        assert len(found) > 0 == found.provenance["without_caption"]
+        has_key = {"Authorization" in call.headers for call in stand_in.calls}
+        assert has_key == {"api_key_env" in overrides}
+
+
 def test_the_readmes_commands_run_in_their_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,12 +210,15 @@ def test_the_readmes_commands_run_in_their_order(
     bring_questions(tmp_path, monkeypatch)
     bring_sweeps(tmp_path)
     commands = readme_commands()
-    assert len(commands) == 28
+    assert len(commands) == 30
     for command in commands:
         if ".serve " in command:
             continue  # it runs until it is told to end: below
         if ".submit " in command:
             run_submit(command, monkeypatch)
+            continue
+        if ".ask " in command:
+            ask_the_stand_in(command, monkeypatch)
             continue
         if "resume=true" in command:  # of a run that is not finished
             (tmp_path / "runs/first/DONE").unlink()

@@ -6,6 +6,7 @@ them. Members of enums are lower-case because their names are what people type.
 
 from __future__ import annotations
 
+from clipstem.config.ask import AskConfig, Pictures
 from clipstem.config.checks import SOURCE_SPLITS
 from clipstem.config.cluster import Action, SubmitConfig, SweepVerb, Where
 from clipstem.config.data import BankConfig, PrepareConfig, Source, Verify
@@ -27,6 +28,7 @@ from clipstem.config.training import (
 __all__ = [
     "SOURCE_SPLITS",
     "Action",
+    "AskConfig",
     "AssembleConfig",
     "Augment",
     "BankConfig",
@@ -39,6 +41,7 @@ __all__ = [
     "OptimizerConfig",
     "Perturbation",
     "PictureFit",
+    "Pictures",
     "Precision",
     "PredictConfig",
     "PrepareConfig",

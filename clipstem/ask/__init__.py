@@ -1,0 +1,1 @@
+"""The verb ask: a language model answers the questions, as a rival."""
