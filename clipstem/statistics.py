@@ -113,6 +113,27 @@ def these_skills_mean_interval(value_Q: NDArray[Any], skill_Q: Names) -> Interva
     return _interval(mean - half, mean + half, -1.0, 1.0)
 
 
+def bootstrap_mean_interval(
+    value_Q: NDArray[Any], group_Q: Names, repeats: int = 2000, seed: int = 0
+) -> Interval:
+    """Where the mean of the groups' means would lie on other questions like these.
+
+    Values are from −1 to 1. A percentile bootstrap of the questions, drawn anew within each group
+    (Efron 1979, "Bootstrap methods: another look at the jackknife"); questions that have one value
+    are drawn together, so that it is fast where there are few values.
+    """
+    rng = np.random.default_rng(seed)
+    names, of_group_Q = numbered(group_Q)
+    mean_R = np.zeros(repeats)
+    for group in range(len(names)):
+        value_V, count_V = np.unique(value_Q[of_group_Q == group], return_counts=True)
+        questions = int(count_V.sum())
+        drawn_RV = rng.multinomial(questions, count_V / questions, repeats)
+        mean_R += drawn_RV @ value_V.astype(np.float64) / questions / len(names)
+    low, high = np.quantile(mean_R, TAILS)
+    return _interval(float(low), float(high), -1.0, 1.0)
+
+
 def skills_like_these_interval(
     right_Q: NDArray[Any], skill_Q: Names, subject_Q: Names | None = None
 ) -> Interval | None:
