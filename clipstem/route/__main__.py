@@ -27,7 +27,7 @@ from clipstem.prediction import Predictions
 from clipstem.question import ClipstemError
 from clipstem.route.decisions import Routed, route
 from clipstem.route.deferral import Difference
-from clipstem.route.figures import Figures, Scored, figures
+from clipstem.route.figures import Figures, Scored, curve_svg, figures
 
 SHOWN_SKILLS = 10  # in the terminal
 
@@ -110,36 +110,6 @@ def write(routed: Routed, made: Figures, folder: Path) -> None:
             routed_predictions(routed, made).write(partial / "predictions.parquet")
         if made.scored is not None:
             (partial / "curve.svg").write_text(curve_svg(made, made.scored))
-
-
-CURVE_ALT = (
-    "Accuracy by the mean cost of a question: the gate, a threshold on the confidence, random "
-    "deferral, and an oracle."
-)
-
-
-def curve_svg(made: Figures, scored: Scored) -> str:
-    """The cost–accuracy curve; random deferral goes from always direct to always the tool."""
-    from clipstem import charts  # takes a while, and not every routing has a curve
-
-    def percent(values: Iterator[float | None]) -> list[float]:
-        return [float("nan") if value is None else 100 * value for value in values]
-
-    steps = scored.steps
-    return charts.line(
-        [step.cost for step in steps],
-        {
-            "gate": percent(step.gate and step.gate.accuracy for step in steps),
-            "confidence threshold": percent(
-                step.confidence and step.confidence.accuracy for step in steps
-            ),
-            "random": percent(step.random for step in steps),
-            "oracle": percent(step.oracle for step in steps),
-        },
-        f"mean cost of a question, {made.cost_unit}",
-        "accuracy, %",
-        CURVE_ALT,
-    )
 
 
 # ---------------------------------------------------------------------------- what people see

@@ -21,6 +21,8 @@ from clipstem.route.deferral import Difference, Graded, Outcome, auroc, deferred
 from clipstem.route.gate import Flags, Floats
 from clipstem.statistics import Interval, numbered, wilson
 
+ROUNDING = 1e-9
+
 STEPS = 20  # of the cost between the fast model alone and the tool always
 
 
@@ -238,7 +240,7 @@ def score(routed: Routed, config: RouteConfig) -> Scored:
         ),
         steps=steps,
         below_confidence=sum(
-            any(gain is not None and gain.interval.high < 0 for gain in gains)
+            any(gain is not None and gain.interval.high < -ROUNDING for gain in gains)
             for gains in ((step.accuracy_gain, step.usage_gain) for step in steps)
         ),
         skills=_skills(asked, graded, decided.deferred_NQ[0]),
@@ -330,3 +332,34 @@ def _skills(asked: Asked, graded: Graded, deferred_Q: Flags) -> tuple[Skill, ...
             )
         )
     return tuple(sorted(found, key=lambda it: -(it.hard_direct + it.easy_tool)))
+
+
+CURVE_ALT = (
+    "Accuracy by the mean cost of a question: the gate, a threshold on the confidence, random "
+    "deferral, and an oracle."
+)
+
+
+def curve_svg(made: Figures, scored: Scored) -> str:
+    """The cost–accuracy curve; random deferral goes from always direct to always the tool."""
+    from clipstem import charts  # takes a while, and not every routing has a curve
+
+    def percent(accuracy: float | None) -> float:
+        return float("nan") if accuracy is None else 100 * accuracy
+
+    def of(outcome: Outcome | None) -> float:
+        return percent(None if outcome is None else outcome.accuracy)
+
+    steps = scored.steps
+    return charts.line(
+        [step.cost for step in steps],
+        {
+            "gate": [of(step.gate) for step in steps],
+            "confidence threshold": [of(step.confidence) for step in steps],
+            "random": [percent(step.random) for step in steps],
+            "oracle": [percent(step.oracle) for step in steps],
+        },
+        f"mean cost of a question, {made.cost_unit}",
+        "accuracy, %",
+        CURVE_ALT,
+    )

@@ -187,7 +187,7 @@ def _learn(
     blank = Scorer(names, encodings, float(encoder.target_mean_), (0.0,) * len(names), 0.0, ())
     if method is Method.boosting:
         grown = GradientBoostingClassifier(**TREES, random_state=seed).fit(x_PF, hard_P)
-        trees = tuple(_plain(it.tree_, grown.learning_rate) for it in grown.estimators_[:, 0])
+        trees = tuple(plain(it.tree_, grown.learning_rate) for it in grown.estimators_[:, 0])
         share = float(hard_P.mean())  # where boosting begins
         return replace(blank, bias=math.log(share / (1 - share)), trees=trees)
     line = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x_PF, hard_P)
@@ -197,7 +197,7 @@ def _learn(
     return replace(blank, weights=tuple(weights.tolist()), bias=float(bias))
 
 
-def _plain(grown: Any, rate: float) -> Tree:
+def plain(grown: Any, rate: float) -> Tree:
     """One of scikit-learn's trees, whose children also come behind their parents."""
     return Tree(
         feature=tuple(grown.feature.tolist()),
