@@ -29,7 +29,7 @@ MAY_CHANGE = {"resume", "out", "data", "trainer", "logger"}
 
 PACKAGES = (
     "clipstem", "torch", "torchvision", "open_clip_torch", "timm", "transformers", "tokenizers",
-    "lightning", "onnx", "onnxruntime", "numpy", "numba", "scipy", "pyarrow", "matplotlib",
+    "lightning", "onnx", "onnxruntime", "numpy", "numba", "scipy", "scikit-learn", "pyarrow", "matplotlib",
     "pillow",
 )  # fmt: skip
 

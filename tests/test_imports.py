@@ -17,7 +17,7 @@ ROWS = (
     ("config.model", "config.data", "config.cluster"),
     ("config.training",),
     ("config.scoring",),
-    ("config.exams",),
+    ("config.exams", "config.routing"),
     ("config",),
     (
         "atomic",
@@ -29,17 +29,19 @@ ROWS = (
         "bank.skill",
         "charts",
         "report",
+        "route",
         "stopping",
     ),
     ("command", "prediction", "run", "bank.canvas", "ranks"),
     ("bank.science", "bank.technology", "bank.engineering", "bank.math"),
     ("bank",),
     ("bank.stem",),
-    ("storage", "images", "metrics", "statistics", "sweep"),
+    ("storage", "images", "metrics", "statistics", "sweep", "route.gate"),
     ("shards", "console", "sources", "tokens", "slurm", "background", "task"),
-    ("jsonl", "packing", "exam", "perturb"),
-    ("spool", "pairs", "report.published", "report.page"),
-    ("report.answers", "batches", "memory", "bundle"),
+    ("route.asked", "route.deferral", "route.fitting"),
+    ("jsonl", "packing", "exam", "perturb", "route.decisions"),
+    ("spool", "pairs", "report.published", "report.page", "route.figures"),
+    ("report.answers", "report.route", "batches", "memory", "bundle"),
     ("report.analyses", "report.comparisons", "report.gallery", "engine"),
     ("report.sittings",),
     ("towers", "loss", "loader", "csv_log", "merge"),
@@ -47,7 +49,7 @@ ROWS = (
     ("features", "learner", "callbacks", "serve.batching"),
     ("serve.app",),
     ("prepare", "train", "predict", "export", "assemble", "bank.__main__", "report.__main__"),
-    ("serve.__main__", "submit"),
+    ("serve.__main__", "submit", "route.__main__"),
 )
 """From the bottom up: a module imports from rows below its own, never from its own or above."""
 
@@ -65,6 +67,8 @@ LIGHT = (
     "charts",
     "report.__main__",
     "report.gallery",
+    "report.route",
+    "route.__main__",
     "engine",
     "predict",
     "submit",
@@ -86,6 +90,7 @@ ONLY_IN = {
     "fastapi": {"serve.app"},
     "pydantic": {"serve.requests", "serve.app"},
     "uvicorn": {"serve.__main__"},
+    "sklearn": {"route.fitting"},
 }
 
 

@@ -42,11 +42,12 @@ SCHEMAS = {
     "assemble": config.AssembleConfig,
     "exam": config.ExamConfig,
     "report": config.ReportConfig,
+    "route": config.RouteConfig,
     "export": config.ExportConfig,
     "serve": config.ServeConfig,
     "submit": config.SubmitConfig,
 }
-PACKAGES = ("bank", "report", "serve")
+PACKAGES = ("bank", "report", "route", "serve")
 MODULES: dict[str, Any] = {
     verb: import_module(f"clipstem.{verb}{'.__main__' if verb in PACKAGES else ''}")
     for verb in SCHEMAS

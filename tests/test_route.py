@@ -92,7 +92,7 @@ def school(
 
 
 def config(out: Path | str = "out", **given: Any) -> RouteConfig:
-    quick = {"folds": 3, "method": Method.logistic, "repeats": 100}
+    quick: dict[str, Any] = {"folds": 3, "method": Method.logistic, "repeats": 100}
     texts = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     return RouteConfig(**{"out": str(out), **quick, **texts})
 
@@ -149,7 +149,7 @@ def one_by_one(
 def test_a_curve_is_every_threshold_counted_one_by_one(
     made: tuple[NDArray[np.float64], Flags, Flags, Flags],
 ) -> None:
-    score_Q, *rest = made
+    score_Q, rest = made[0], made[1:]
     found = curve(*made)
     assert found.threshold_T == (NEVER, *sorted(set(score_Q.tolist()), reverse=True))
     for t, threshold in enumerate(found.threshold_T):
@@ -165,9 +165,9 @@ def test_a_curve_is_every_threshold_counted_one_by_one(
 def test_an_outcome_is_the_papers_measure(
     made: tuple[NDArray[np.float64], Flags, Flags, Flags], seed: int
 ) -> None:
-    _, *rest = made
+    rest = made[1:]
     deferred_Q = np.random.default_rng(seed).random(len(rest[0])) < 0.5
-    found = Graded(*rest, repeats=10, seed=0).outcome(deferred_Q, cost_before=0.5, tool_cost=3.0)
+    found = Graded(*rest, 10, 0).outcome(deferred_Q, cost_before=0.5, tool_cost=3.0)
     calls, accuracy, usage, counts = one_by_one(deferred_Q.tolist(), *rest)
     assert (found.calls, found.accuracy, found.tool_usage) == pytest.approx(
         (calls, accuracy, usage)
@@ -232,7 +232,7 @@ def test_random_deferral_has_half_of_tool_usage_and_the_oracle_is_the_best(
     made: tuple[NDArray[np.float64], Flags, Flags, Flags],
 ) -> None:
     score_Q, fast_Q, tool_Q, _ = made
-    judge = Graded(*made[1:], repeats=10, seed=0)
+    judge = Graded(*made[1:], 10, 0)
     gain_Q = tool_Q.astype(int) - fast_Q
     for calls in (0.0, 0.3, 0.7, 1.0):
         blind = judge.outcome(np.full(len(score_Q), calls), 0, 1)
@@ -244,7 +244,8 @@ def test_random_deferral_has_half_of_tool_usage_and_the_oracle_is_the_best(
 
 def test_differences_are_those_of_the_outcomes() -> None:
     rng = np.random.default_rng(3)
-    judge = Graded(*(rng.random((3, 300)) < 0.5), repeats=400, seed=0)
+    fast_Q, tool_Q, hard_Q = rng.random((3, 300)) < 0.5
+    judge = Graded(fast_Q, tool_Q, hard_Q, 400, 0)
     one_Q, other_Q = rng.random((2, 300)) < 0.5
     one, other = (judge.outcome(it, 0, 1) for it in (one_Q, other_Q))
     accuracy, usage = (
@@ -336,9 +337,8 @@ def changed(path: Path, change: Callable[[Predictions], Predictions]) -> None:
 def test_decisions_know_neither_the_answers_nor_the_tool(tmp_path: Path) -> None:
     settings = of_school(tmp_path)
     before = route(settings, MADE).decisions
-    columns = {"answer": [-1] * 240}
-    for path in (settings.fast, *settings.samples, settings.tool):
-        changed(Path(str(path)), lambda it: replace(it, columns={**it.columns, **columns}))
+    files = [settings.fast, *settings.samples, str(settings.tool)]
+    each_changed(files, with_columns(answer=[-1] * 240))
     changed(Path(str(settings.tool)), lambda it: replace(it, probs_QK=it.probs_QK[:, ::-1]))
     after = route(settings, MADE).decisions
     for name, values in vars(before).items():
@@ -493,11 +493,24 @@ def test_a_skill_that_no_fitting_question_has_is_counted(tmp_path: Path) -> None
     settings = of_school(tmp_path, samples=False)
     new = ["new", *prediction.read(Path(settings.fast)).columns["skill"][1:]]
     for path in (settings.fast, str(settings.tool)):
-        changed(Path(path), lambda it: replace(it, columns={**it.columns, "skill": new}))
+        changed(Path(path), with_columns(skill=new))
     assert "1 questions of a skill that no fitting question has" in run_route(settings)[1].notes
 
 
 # ---------------------------------------------------------------------------- what is refused
+
+
+def each_changed(paths: Sequence[str], change: Callable[[Predictions], Predictions]) -> None:
+    for path in paths:
+        changed(Path(path), change)
+
+
+def with_facts(**facts: Any) -> Callable[[Predictions], Predictions]:
+    return lambda found: replace(found, provenance={**found.provenance, **facts})
+
+
+def with_columns(**columns: Sequence[Any]) -> Callable[[Predictions], Predictions]:
+    return lambda found: replace(found, columns={**found.columns, **columns})
 
 
 def everywhere_right(found: Predictions) -> Predictions:
@@ -510,7 +523,7 @@ REFUSED: list[tuple[str, Callable[[RouteConfig], object], str]] = [
         "perturbed answers as the tool",
         lambda it: changed(
             Path(str(it.tool)),
-            lambda found: replace(found, provenance={"perturbation": {"name": "blur"}}),
+            with_facts(perturbation={"name": "blur"}),
         ),
         r"holds answers to perturbed questions \(blur\), which conf key 'tool' cannot be",
     ),
@@ -518,7 +531,7 @@ REFUSED: list[tuple[str, Callable[[RouteConfig], object], str]] = [
         "perturbed answers as the fast model",
         lambda it: changed(
             Path(it.fast),
-            lambda found: replace(found, provenance={"perturbation": {"name": "blur"}}),
+            with_facts(perturbation={"name": "blur"}),
         ),
         "which conf key 'fast' cannot be",
     ),
@@ -526,9 +539,7 @@ REFUSED: list[tuple[str, Callable[[RouteConfig], object], str]] = [
         "another model's sample",
         lambda it: changed(
             Path(it.samples[0]),
-            lambda found: replace(
-                found, provenance={**found.provenance, "weights_sha256": "e" * 64}
-            ),
+            with_facts(weights_sha256="e" * 64),
         ),
         "noise1.parquet: is of the weights eeeeeeeeeeee, but",
     ),
@@ -536,9 +547,7 @@ REFUSED: list[tuple[str, Callable[[RouteConfig], object], str]] = [
         "no common question",
         lambda it: changed(
             Path(it.samples[0]),
-            lambda found: replace(
-                found, columns={**found.columns, "id": [f"x{n}" for n in range(240)]}
-            ),
+            with_columns(id=[f"x{n}" for n in range(240)]),
         ),
         "share no question; give answers to the same split",
     ),
@@ -546,9 +555,7 @@ REFUSED: list[tuple[str, Callable[[RouteConfig], object], str]] = [
         "a tool for other questions",
         lambda it: changed(
             Path(str(it.tool)),
-            lambda found: replace(
-                found, columns={**found.columns, "id": [f"x{n}" for n in range(240)]}
-            ),
+            with_columns(id=[f"x{n}" for n in range(240)]),
         ),
         "has none of the questions of",
     ),
@@ -556,7 +563,7 @@ REFUSED: list[tuple[str, Callable[[RouteConfig], object], str]] = [
         "another question of the same id",
         lambda it: changed(
             Path(str(it.tool)),
-            lambda found: replace(found, columns={**found.columns, "skill": ["other"] * 240}),
+            with_columns(skill=["other"] * 240),
         ),
         "question 'q1000' has skill other, but levers in .*answers to different questions",
     ),
@@ -564,7 +571,7 @@ REFUSED: list[tuple[str, Callable[[RouteConfig], object], str]] = [
         "another answer",
         lambda it: changed(
             Path(str(it.tool)),
-            lambda found: replace(found, columns={**found.columns, "answer": [3] * 240}),
+            with_columns(answer=[3] * 240),
         ),
         "question 'q1000' has answer 3, but 0 in",
     ),
@@ -575,39 +582,25 @@ REFUSED: list[tuple[str, Callable[[RouteConfig], object], str]] = [
     ),
     (
         "questions of the fit",
-        lambda it: (
-            setattr(it, "fast", it.fit_fast),
-            setattr(it, "samples", it.fit_samples),
-            setattr(it, "tool", it.fit_tool),
-        ),
+        lambda it: vars(it).update(fast=it.fit_fast, samples=it.fit_samples, tool=it.fit_tool),
         "240 questions of .* are in .* too, such as 'q0000'",
     ),
     (
         "only easy questions",
-        lambda it: [
-            changed(Path(str(p)), everywhere_right) for p in (it.fit_fast, *it.fit_samples)
-        ],
+        lambda it: each_changed([str(it.fit_fast), *it.fit_samples], everywhere_right),
         "of 240 fitting questions 240 are easy and 0 hard for the fast model; expected at least 6",
     ),
     (
         "no known answer to fit on",
         lambda it: changed(
             Path(str(it.fit_fast)),
-            lambda found: replace(found, columns={**found.columns, "answer": [-1] * 240}),
+            with_columns(answer=[-1] * 240),
         ),
         "none of the 240 fitting questions has a known answer",
     ),
     (
         "a fast model that the gate does not know",
-        lambda it: [
-            changed(
-                Path(path),
-                lambda found: replace(
-                    found, provenance={**found.provenance, "weights_sha256": "e" * 64}
-                ),
-            )
-            for path in (it.fast, *it.samples)
-        ],
+        lambda it: each_changed([it.fast, *it.samples], with_facts(weights_sha256="e" * 64)),
         "is of the weights eeeeeeeeeeee, the gate was fitted on ffffffffffff",
     ),
     (
@@ -756,7 +749,8 @@ def test_a_gate_is_applied_to_the_samples_that_it_was_fitted_on(
     fitted: tuple[RouteConfig, Path], tmp_path: Path
 ) -> None:
     settings, out = fitted
-    given = {"fast": settings.fast, "tool": settings.tool, "gate": str(out / "gate.json")}
+    given: dict[str, Any] = {"fast": settings.fast, "tool": settings.tool}
+    given |= {"gate": out / "gate.json"}
     with pytest.raises(ClipstemError, match=r"sees the samples noise 1, noise 2.*are none"):
         route(config(tmp_path, **given), MADE)
     given |= {"samples": settings.samples, "fast_cost": 0.1, "budget": 0.2}
