@@ -293,8 +293,32 @@ def test_a_gate_learns_which_skills_are_hard_and_says_how_probably(
 
 def test_the_best_method_is_that_of_less_loss_on_questions_left_out(tmp_path: Path) -> None:
     _, made = run_route(of_school(tmp_path, method=Method.best))
-    assert set(made.log_loss) == {"logistic", "boosting"}
+    assert set(made.log_loss) == {"confidence", "logistic", "boosting"}
     assert made.log_loss[made.method] == min(made.log_loss.values())
+
+
+def told(found: Predictions) -> Predictions:
+    """The same choices, with a confidence that tells right ones from wrong ones, mostly."""
+    rng = np.random.default_rng(0)
+    right_Q = found.choice_Q == found.answer_Q
+    confidence_Q = np.clip(0.5 + 0.3 * right_Q + rng.normal(0, 0.1, len(found)), 0.3, 0.99)
+    return replace(found, probs_QK=answered(right_Q, confidence_Q).probs_QK)
+
+
+def test_a_gate_by_confidence_alone_ranks_as_the_confidence_does(tmp_path: Path) -> None:
+    settings = of_school(tmp_path, samples=False, method=Method.confidence)
+    routed, made = run_route(settings)
+    hard = 1 - (routed.asked.fast_right_Q).mean()
+    assert routed.gate.slope == 0 and len(set(routed.decisions.hard_prob_Q.tolist())) == 1
+    assert routed.decisions.hard_prob_Q[0] == pytest.approx(hard, abs=0.1)
+    each_changed([settings.fast, str(settings.fit_fast)], told)
+    routed, made = run_route(settings)
+    sure_Q = routed.asked.fast.probs_QK.max(axis=1)
+    order_Q = np.argsort(-sure_Q, kind="stable")
+    assert (np.diff(routed.decisions.hard_prob_Q[order_Q]) >= -1e-12).all()
+    assert routed.gate.scorer.weights[0] < 0 and not any(routed.gate.scorer.weights[1:])
+    assert made.scored is not None and made.scored.below_confidence == 0
+    assert made.scored.hard_auroc == pytest.approx(made.scored.confidence_auroc)
 
 
 def test_samples_tell_hard_questions_from_easy_ones(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ FEWEST_FOLDS = 3
 class Method(Enum):
     """How a gate learns which questions are hard."""
 
-    best = "best"  # whichever is better on questions that it was not fitted on
-    logistic = "logistic"  # logistic regression
+    best = "best"  # whichever is best on questions that it was not fitted on
+    confidence = "confidence"  # logistic regression on the confidence alone
+    logistic = "logistic"  # logistic regression on all that is known
     boosting = "boosting"  # small trees, one after the other
 
 
@@ -43,7 +44,7 @@ class RouteConfig:
     out: str = MISSING
     """A new folder for figures, decisions, the routed predictions, the curve and the gate."""
     method: Method = Method.best
-    """How the gate learns: `logistic`, `boosting`, or the `best` of both on other questions."""
+    """How the gate learns: `confidence`, `logistic`, `boosting`, or what is `best` elsewhere."""
     agreement: bool = True
     """Whether the gate sees how the samples agree; if not, they only say what is easy."""
     easy_at: float = 0.5

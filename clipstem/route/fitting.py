@@ -36,8 +36,8 @@ from clipstem.route.gate import (
 )
 
 TREES: dict[str, Any] = {
-    **{"n_estimators": 100, "learning_rate": 0.05, "max_depth": 3},
-    **{"min_samples_leaf": 10, "subsample": 0.5},
+    **{"n_estimators": 100, "learning_rate": 0.05, "max_depth": 2},
+    **{"min_samples_leaf": 20, "subsample": 0.5},
 }
 
 WEAK = 1e6  # inverse strength of a regularisation that does nothing
@@ -69,7 +69,9 @@ def fits(folds: int, method: Method) -> int:
 
 
 def _methods(method: Method) -> tuple[Method, ...]:
-    return (Method.logistic, Method.boosting) if method is Method.best else (method,)
+    """Simple ones first: of equals, the first is taken."""
+    every = (Method.confidence, Method.logistic, Method.boosting)
+    return every if method is Method.best else (method,)
 
 
 def fit(
@@ -190,11 +192,13 @@ def _learn(
         trees = tuple(plain(it.tree_, grown.learning_rate) for it in grown.estimators_[:, 0])
         share = float(hard_P.mean())  # where boosting begins
         return replace(blank, bias=math.log(share / (1 - share)), trees=trees)
-    line = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x_PF, hard_P)
-    scaler, fitted = line[0], line[1]
+    seen = 1 if method is Method.confidence else len(names)  # the log odds come first
+    line = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    scaler, fitted = line.fit(x_PF[:, :seen], hard_P)
     weights = fitted.coef_[0] / scaler.scale_
     bias = fitted.intercept_[0] - weights @ scaler.mean_
-    return replace(blank, weights=tuple(weights.tolist()), bias=float(bias))
+    padded = (*weights.tolist(), *[0.0] * (len(names) - seen))
+    return replace(blank, weights=padded, bias=float(bias))
 
 
 def plain(grown: Any, rate: float) -> Tree:

@@ -151,7 +151,8 @@ class Scorer:
         features: their names, in the order of the weights.
         encodings: of each word of `WORDS`, the share of hard questions.
         unseen: what stands for a word that no fitting question has: their share of hard ones.
-        weights, bias: of a logistic regression; weights of 0 beside trees.
+        weights, bias: of a logistic regression; weights of 0 beside trees, and of what a gate by
+            the confidence alone does not look at.
         trees: none beside a logistic regression.
     """
 
@@ -205,7 +206,7 @@ class Gate:
     1 / (1 + exp(−slope · score − offset)) is the probability that a question is hard.
 
     Attributes:
-        method: `logistic` or `boosting`.
+        method: `confidence`, `logistic` or `boosting`.
         fast_weights_sha256: of the fast model that it was fitted on, if known.
         samples: what each sample was, if it sees how they agree.
         easy_at: what share of right answers made a question easy.
