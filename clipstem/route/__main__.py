@@ -122,7 +122,7 @@ def show(made: Figures) -> None:
         f"({made.rule}; {made.cost:.3g} {made.cost_unit} a question)"
     ]
     if made.scored is not None:
-        console.print(_points_table(made.scored))
+        console.print(_points_table(made, made.scored))
         console.print(_skills_table(made.scored))
         lines += list(_said(made, made.scored))
     for line in (*lines, *made.notes):
@@ -147,7 +147,10 @@ def _said(made: Figures, scored: Scored) -> Iterator[str]:
         if gain is not None:
             yield f"{what}: {_points(gain)}"
     if scored.below_confidence:
-        yield f"surely below the confidence's threshold at {scored.below_confidence} of the curve"
+        yield (
+            f"surely below a threshold on the confidence at {scored.below_confidence} of "
+            f"{len(scored.steps)} costs"
+        )
 
 
 def percent(fraction: float) -> str:
@@ -163,15 +166,16 @@ def _points(gain: Difference) -> str:
     return f"{100 * gain.value:+.1f} points [{low:.1f}, {high:.1f}]"
 
 
-def _points_table(scored: Scored) -> Table:
+def _points_table(made: Figures, scored: Scored) -> Table:
     table = Table(title="accuracy and cost")
     table.add_column("routed by", overflow="fold")
     for name in ("calls %", "cost", "accuracy %", "tool usage %"):
         table.add_column(name, justify="right")
-    last = scored.steps[-1]
-    table.add_row("always direct", "0.0", "", percent(scored.fast_accuracy), "50.0")
-    table.add_row("always the tool", "100.0", "", percent(scored.tool_accuracy), "50.0")
-    assert last is not None
+    for name, calls, cost, accuracy in (
+        ("always direct", 0.0, made.fast_cost, scored.fast_accuracy),
+        ("always the tool", 1.0, made.tool_cost, scored.tool_accuracy),
+    ):
+        table.add_row(name, percent(calls), f"{cost:.3g}", percent(accuracy), "50.0")
     for point in scored.points:
         table.add_section()
         for name, it in (("gate", point.gate), ("confidence", point.confidence)):

@@ -55,7 +55,7 @@ class Decisions:
         deferred_NQ: whether it is deferred, by each rule.
         confidence_NQ: the same by a threshold on the fast model's confidence, chosen the same way.
         threshold_NQ: the gate's threshold.
-        promised_NQ: calls and accuracy that the rule had on the fitting questions.
+        promised_calls_NQ, promised_accuracy_NQ: what the rule had on the fitting questions.
     """
 
     hard_prob_Q: Floats
@@ -94,8 +94,9 @@ class Routed:
     """Routed questions, and all that is needed to say how well.
 
     Attributes:
-        gates: those that decided, each with the places of its questions: one, or one a fold.
         gate: fitted on all fitting questions, to be kept.
+        fold_Q: the part of each question; one gate decided for each part.
+        easy_at: what share of right answers makes a question easy.
         notes: what a reader of the figures should know.
     """
 
@@ -122,7 +123,7 @@ def route(config: RouteConfig, environment: dict[str, Any]) -> Routed:
     if config.fit_fast is None:
         return _cross_fitted(asked, config, environment)
     others = gather(config.fit_fast, config.fit_tool, config.fit_samples)
-    if others.sample_names != asked.sample_names:
+    if config.agreement and others.sample_names != asked.sample_names:
         raise ClipstemError(
             f"samples are {_listed(asked.sample_names)}, fit_samples {_listed(others.sample_names)}"
             "; expected the same in the same order, because the gate learns how they agree"
@@ -134,6 +135,11 @@ def route(config: RouteConfig, environment: dict[str, Any]) -> Routed:
             f"'{min(both)}'; expected other ones, or no fit_fast for parts in turn"
         )
     usable, left_out = _usable(others)
+    if len(others.samples) != len(asked.samples):
+        left_out.append(
+            f"what is hard is told by {1 + len(others.samples)} answers on the fitting questions, "
+            f"by {1 + len(asked.samples)} here"
+        )
     with progress_bar("fitting", fitting.fits(config.folds, config.method)) as progress:
         fitted = _fitted(usable, config, environment, progress)
     return _applied(fitted, asked, config, (*asked.notes, *others.notes, *left_out))

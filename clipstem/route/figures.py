@@ -21,7 +21,7 @@ from clipstem.route.deferral import Difference, Graded, Outcome, auroc, deferred
 from clipstem.route.gate import Flags, Floats
 from clipstem.statistics import Interval, numbered, wilson
 
-ROUNDING = 1e-9
+ROUNDING = 1e-9  # of accuracies that are added up
 
 STEPS = 20  # of the cost between the fast model alone and the tool always
 
@@ -104,7 +104,7 @@ class Scored:
     Attributes:
         questions: how many they are.
         hard: share that is hard for the fast model.
-        fast_accuracy, tool_accuracy: always direct, and always the tool; with intervals.
+        fast_accuracy, tool_accuracy: always direct, and always the tool; with Wilson's intervals.
         only_fast_right, only_tool_right: shares of the questions.
         hard_auroc: how well the gate ranks hard above easy ones; `confidence_auroc` the same of
             the fast model's confidence. None if all are easy, or all hard.
@@ -136,7 +136,11 @@ class Figures:
     """What `route.json` holds.
 
     Attributes:
-        routed_by: rule, calls and cost of the routed predictions.
+        questions, deferred, rule, cost: of the routed predictions, the cost as the mean of a
+            question.
+        fast_passes: how often the fast model answers a question before the gate decides.
+        cross_fitted: whether the fitting questions are those that were routed, part by part.
+        log_loss: of each way to fit the gate, nats, on questions that were left out.
         scored: None if no answer is known, or the tool does not answer all of those.
     """
 
