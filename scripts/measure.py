@@ -128,7 +128,8 @@ def measure(experiments: Sequence[Path], folder: Path) -> dict[Path, dict[str, A
         file.parent.name: json.loads(file.read_text())
         for file in sorted(folder.glob("routes/*/route.json"))
     }
-    facts = Run(next(folder.glob("runs/*/run.json")).parent).facts
+    runs = [Run(path.parent).facts for path in folder.glob("runs/*/run.json")]
+    facts = max(runs, key=lambda it: str(it["started"]))  # a folder may hold older ones
     return {
         experiment: {
             "experiment": experiment.stem,
