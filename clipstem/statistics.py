@@ -190,12 +190,17 @@ def paired_loss_at_most(right_before_Q: NDArray[Any], right_after_Q: NDArray[Any
     Source: Agresti and Min 2005, "Simple improved confidence intervals for comparing matched
     proportions".
     """
-    lost = float((right_before_Q & ~right_after_Q).sum()) + 0.5
-    won = float((~right_before_Q & right_after_Q).sum()) + 0.5
-    questions = len(right_before_Q) + 2
-    difference = (lost - won) / questions
-    variance = (lost + won) / questions - difference**2
-    return float(difference + _normal_quantile() * np.sqrt(variance / questions))
+    lost_1 = np.array([(right_before_Q & ~right_after_Q).sum()])
+    won_1 = np.array([(~right_before_Q & right_after_Q).sum()])
+    return float(losses_at_most(lost_1, won_1, len(right_before_Q))[0])
+
+
+def losses_at_most(lost_T: NDArray[Any], won_T: NDArray[Any], questions: int) -> Floats:
+    """The same for several changes, of which is known how many answers each lost and won."""
+    difference_T = (lost_T - won_T) / (questions + 2)
+    variance_T = (lost_T + won_T + 1) / (questions + 2) - difference_T**2
+    above_T: Floats = _normal_quantile() * np.sqrt(variance_T / (questions + 2))
+    return difference_T + above_T
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:

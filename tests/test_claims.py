@@ -97,7 +97,12 @@ def test_a_routing_is_told_beside_the_confidences_threshold() -> None:
     step = {"cost": 0.5, "gate": outcome(0.5, 0.9), "confidence": outcome(0.5, 0.8), **gains}
     point = {"rule": "near", "promised_calls": 0.38, "calls_interval": {"low": 0.3, "high": 0.5}}
     point |= {"gate": outcome(0.4, 0.96), "confidence": outcome(0.42, 0.95), **gains}
-    scored: dict[str, Any] = {"questions": 100, "hard": 0.2, "fast_accuracy": 0.8, "tool_accuracy": 0.97}
+    scored: dict[str, Any] = {
+        "questions": 100,
+        "hard": 0.2,
+        "fast_accuracy": 0.8,
+        "tool_accuracy": 0.97,
+    }
     scored |= {"hard_auroc": 0.9, "confidence_auroc": 0.89, "below_confidence": 0}
     scored |= {"points": [point], "steps": [{**step, "random": 0.6, "oracle": 0.99}]}
     scored |= {"skills": [{"skill": "weather", "calls": 0.31234}]}

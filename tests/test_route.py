@@ -35,6 +35,7 @@ from clipstem.route.deferral import Graded, auroc, deferred_first
 from clipstem.route.figures import Figures, figures
 from clipstem.route.fitting import plain
 from clipstem.route.gate import AGREEMENT, MOST_POINTS, NEVER, NUMBERS, WORDS, Curve, curve
+from clipstem.statistics import paired_loss_at_most
 
 Flags = NDArray[np.bool_]
 MADE = {"command": "python -m clipstem.route", "versions": {}}
@@ -158,7 +159,8 @@ def test_a_curve_is_every_threshold_counted_one_by_one(
         assert (found.calls_T[t], found.accuracy_T[t], found.tool_usage_T[t]) == pytest.approx(
             (calls, accuracy, usage)
         )
-    assert found.tool_accuracy == pytest.approx(rest[1].mean())
+        routed_Q = np.where(deferred, rest[1], rest[0])
+        assert found.loss_T[t] == pytest.approx(paired_loss_at_most(rest[1], routed_Q))
 
 
 @given(graded(), st.integers(0, 999))
@@ -186,9 +188,10 @@ def test_choices_on_a_curve_are_the_best_of_all_points(
     within = points[found.within(calls)]
     assert within[0] <= calls + 1e-9
     assert within[1] == max(point[1] for point in points if point[0] <= calls)
-    reached = points[found.reaching(calls)]
-    enough = [point for point in points if point[1] >= calls]
-    assert reached[0] == min(it[0] for it in enough) if enough else within[1] <= reached[1]
+    enough = [
+        share for share, loss in zip(found.calls_T, found.loss_T, strict=True) if loss <= calls
+    ]
+    assert points[found.losing_at_most(calls)][0] == min(enough, default=1.0)
     assert points[found.best_usage()][2] == max(point[2] for point in points)
 
 
@@ -414,7 +417,12 @@ def test_what_a_routing_leaves_behind(
     settings = of_school(tmp_path)
     run_main(monkeypatch, *arguments_of(settings))
     printed = " ".join(capsys.readouterr().out.split())
-    for part in ("always the tool", "tool usage", "1 points below the tool", "240 questions go"):
+    for part in (
+        "always the tool",
+        "tool usage",
+        "at most 1 point below the tool",
+        "240 questions go",
+    ):
         assert part in printed
     out = Path(settings.out)
     assert {path.name for path in out.iterdir()} == {
@@ -836,5 +844,5 @@ def test_the_reports_section_says_what_the_figures_say(fitted: tuple[RouteConfig
 
 def test_features_are_known_before_the_answer() -> None:
     assert not {"answer", "choice", "row", "id"} & {*NUMBERS, *AGREEMENT, *WORDS}
-    empty = Curve((NEVER,), (0.0,), (0.5,), (0.5,))
-    assert empty.within(0.0) == empty.reaching(0.9) == empty.best_usage() == 0
+    empty = Curve((NEVER,), (0.0,), (0.5,), (0.5,), (0.5,))
+    assert empty.within(0.0) == empty.losing_at_most(0.1) == empty.best_usage() == 0

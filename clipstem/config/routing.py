@@ -52,7 +52,7 @@ class RouteConfig:
     budget: float | None = None
     """Most mean cost of a question, in `cost_unit`; null: what `points_below_tool` takes."""
     points_below_tool: float = 1.0
-    """Accuracy that may be lost against asking the tool always, in points."""
+    """Accuracy that may be lost against always asking the tool, points (of a 95 % interval)."""
     fast_cost: float = 0.0
     """What an answer of the fast model costs, and each of the samples that the gate sees."""
     tool_cost: float = 1.0

@@ -37,9 +37,10 @@ def rules(config: RouteConfig) -> list[Rule]:
         return curve.within((config.budget - passes * config.fast_cost) / config.tool_cost)
 
     def near_tool(curve: Curve, _: int) -> int:
-        return curve.reaching(curve.tool_accuracy - config.points_below_tool / 100)
+        return curve.losing_at_most(config.points_below_tool / 100)
 
-    near = Rule(f"{config.points_below_tool:g} points below the tool", near_tool)
+    points = f"{config.points_below_tool:g} point{'' if config.points_below_tool == 1 else 's'}"
+    near = Rule(f"at most {points} below the tool", near_tool)
     usage = Rule("best tool-usage accuracy", lambda curve, _: curve.best_usage())
     if config.budget is None:
         return [near, usage]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from clipstem import facts
 from clipstem.prediction import Predictions
 from clipstem.question import ClipstemError
+from clipstem.statistics import losses_at_most
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -49,30 +50,27 @@ class Curve:
         threshold_T: from `NEVER` downwards.
         calls_T: share of the questions that are deferred.
         accuracy_T: of the answers then.
+        loss_T: what accuracy that may lose against deferring all: upper end of a 95 % interval.
         tool_usage_T: tool-usage accuracy.
     """
 
     threshold_T: tuple[float, ...]
     calls_T: tuple[float, ...]
     accuracy_T: tuple[float, ...]
+    loss_T: tuple[float, ...]
     tool_usage_T: tuple[float, ...]
-
-    @property
-    def tool_accuracy(self) -> float:
-        """With every question deferred."""
-        return self.accuracy_T[-1]
 
     def within(self, calls: float) -> int:
         """The point of best accuracy with at most this share of calls; of equals the cheapest."""
         allowed = [t for t, share in enumerate(self.calls_T) if share <= calls + 1e-12]
         return max(allowed, key=lambda t: (self.accuracy_T[t], -t))
 
-    def reaching(self, accuracy: float) -> int:
-        """The cheapest point with at least this accuracy, else that of best accuracy."""
-        for t, reached in enumerate(self.accuracy_T):
-            if reached >= accuracy - 1e-12:
+    def losing_at_most(self, loss: float) -> int:
+        """The cheapest point that surely loses no more accuracy than this, else to defer all."""
+        for t, most in enumerate(self.loss_T):
+            if most <= loss:
                 return t
-        return self.within(1.0)
+        return len(self.loss_T) - 1
 
     def best_usage(self) -> int:
         """The point of best tool-usage accuracy; of equals the cheapest."""
@@ -94,12 +92,17 @@ def curve(score_Q: Floats, fast_right_Q: Flags, tool_right_Q: Flags, hard_Q: Fla
 
     gain_Q = tool_right_Q.astype(np.float64) - fast_right_Q
     questions, hard = len(score_Q), int(hard_Q.sum())
+    lost_T, won_T = (
+        which_Q.sum() - told(which_Q)  # among those that are not deferred
+        for which_Q in (tool_right_Q & ~fast_right_Q, fast_right_Q & ~tool_right_Q)
+    )
     easy_kept_T = 1 - told(~hard_Q) / max(questions - hard, 1)
     hard_deferred_T = told(hard_Q) / max(hard, 1)
     return Curve(
         threshold_T=(NEVER, *sorted_Q[last_T].tolist()),
         calls_T=tuple((told(np.ones(questions)) / questions).tolist()),
         accuracy_T=tuple((fast_right_Q.mean() + told(gain_Q) / questions).tolist()),
+        loss_T=tuple(losses_at_most(lost_T, won_T, questions).tolist()),
         tool_usage_T=tuple(((easy_kept_T + hard_deferred_T) / 2).tolist()),
     )
 
