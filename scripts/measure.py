@@ -270,9 +270,9 @@ def routings(figures: dict[str, Any]) -> str:
     cases = figures["routings"]
     any_case = next(iter(cases.values()))
     rows = [
-        f"{any_case['questions']} questions of `test`, gates and thresholds from "
-        f"{any_case['fitted_on']:,} of `valid`; rule: {any_case['rule']}. The gains are over as "
-        "many\nleast confident questions, in points (`python scripts/measure.py route`).",
+        f"{any_case['questions']:,} questions drawn anew, gates and thresholds from "
+        f"{any_case['fitted_on']:,} of `valid`; rule: {any_case['rule']}.\nThe gains are over as "
+        "many least confident questions, in points (`python scripts/measure.py route`).",
         "",
         "| routing | fast, % | tool, % | calls, % | accuracy, % | tool usage, % "
         "| confidence: calls, % | accuracy, % | tool usage, % | gain in accuracy "
