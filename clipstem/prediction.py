@@ -88,6 +88,25 @@ class Predictions:
     def num_options_Q(self) -> NDArray[np.int64]:
         return np.asarray(self.columns["num_options"], np.int64)
 
+    @property
+    def perturbation(self) -> dict[str, Any] | None:
+        """How the questions differ from those that the model was trained on, if they do."""
+        return perturbation(self.provenance)
+
+    def at(self, places: NDArray[np.int64]) -> Predictions:
+        """The questions at these places, in that order."""
+        columns: dict[str, Sequence[Any]] = {
+            name: [values[place] for place in places.tolist()]
+            for name, values in self.columns.items()
+        }
+        return replace(
+            self,
+            columns=columns,
+            probs_QK=self.probs_QK[places],
+            logits_QK=self.logits_QK[places],
+            skipped=(),
+        )
+
     def write(self, path: Path, replace: bool = False) -> None:
         """Write a predictions file.
 
@@ -128,6 +147,14 @@ class Predictions:
         with new_file(path) as partial:
             partial.write_text("\n".join(map(str, choice_of_row)))
         return source_rows - len(self)
+
+
+def perturbation(provenance: dict[str, Any]) -> dict[str, Any] | None:
+    """How the questions differ from those that the model was trained on, if they do."""
+    change: dict[str, Any] | None = provenance.get("perturbation")
+    if change is not None and change["name"] == provenance.get("train_perturb"):
+        return None  # a blind model's own questions
+    return change
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:

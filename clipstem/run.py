@@ -29,8 +29,8 @@ MAY_CHANGE = {"resume", "out", "data", "trainer", "logger"}
 
 PACKAGES = (
     "clipstem", "torch", "torchvision", "open_clip_torch", "timm", "transformers", "tokenizers",
-    "lightning", "onnx", "onnxruntime", "numpy", "numba", "scipy", "pyarrow", "matplotlib",
-    "pillow",
+    "lightning", "onnx", "onnxruntime", "numpy", "numba", "scipy", "scikit-learn",
+    "pyarrow", "matplotlib", "pillow",
 )  # fmt: skip
 
 

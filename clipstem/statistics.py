@@ -113,6 +113,27 @@ def these_skills_mean_interval(value_Q: NDArray[Any], skill_Q: Names) -> Interva
     return _interval(mean - half, mean + half, -1.0, 1.0)
 
 
+def bootstrap_mean_interval(
+    value_Q: NDArray[Any], group_Q: Names, repeats: int = 2000, seed: int = 0
+) -> Interval:
+    """Where the mean of the groups' means would lie on other questions like these.
+
+    Values are from −1 to 1. A percentile bootstrap of the questions, drawn anew within each group
+    (Efron 1979, "Bootstrap methods: another look at the jackknife"); questions that have one value
+    are drawn together, so that it is fast where there are few values.
+    """
+    rng = np.random.default_rng(seed)
+    names, of_group_Q = numbered(group_Q)
+    mean_R = np.zeros(repeats)
+    for group in range(len(names)):
+        value_V, count_V = np.unique(value_Q[of_group_Q == group], return_counts=True)
+        questions = int(count_V.sum())
+        drawn_RV = rng.multinomial(questions, count_V / questions, repeats)
+        mean_R += drawn_RV @ value_V.astype(np.float64) / questions / len(names)
+    low, high = np.quantile(mean_R, TAILS)
+    return _interval(float(low), float(high), -1.0, 1.0)
+
+
 def skills_like_these_interval(
     right_Q: NDArray[Any], skill_Q: Names, subject_Q: Names | None = None
 ) -> Interval | None:
@@ -169,12 +190,17 @@ def paired_loss_at_most(right_before_Q: NDArray[Any], right_after_Q: NDArray[Any
     Source: Agresti and Min 2005, "Simple improved confidence intervals for comparing matched
     proportions".
     """
-    lost = float((right_before_Q & ~right_after_Q).sum()) + 0.5
-    won = float((~right_before_Q & right_after_Q).sum()) + 0.5
-    questions = len(right_before_Q) + 2
-    difference = (lost - won) / questions
-    variance = (lost + won) / questions - difference**2
-    return float(difference + _normal_quantile() * np.sqrt(variance / questions))
+    lost_1 = np.array([(right_before_Q & ~right_after_Q).sum()])
+    won_1 = np.array([(~right_before_Q & right_after_Q).sum()])
+    return float(losses_at_most(lost_1, won_1, len(right_before_Q))[0])
+
+
+def losses_at_most(lost_T: NDArray[Any], won_T: NDArray[Any], questions: int) -> Floats:
+    """The same for several changes, of which is known how many answers each lost and won."""
+    difference_T = (lost_T - won_T) / (questions + 2)
+    variance_T = (lost_T + won_T + 1) / (questions + 2) - difference_T**2
+    above_T: Floats = _normal_quantile() * np.sqrt(variance_T / (questions + 2))
+    return difference_T + above_T
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:

@@ -145,6 +145,77 @@ def of_picture_fit(found: Found) -> Figures:
     }
 
 
+def of_route(routed: Mapping[str, Figures]) -> Figures:
+    """Routings of questions drawn anew: what the rule reached, beside a threshold on the confidence."""
+    cases = {name: _of_routing(made) for name, made in routed.items()}
+    said = []
+    for name, it in cases.items():
+        gate, gain = it["gate"], it["accuracy_gain"]
+        said.append(
+            f"{name}: {percent(it['fast'])} % alone, {percent(it['tool'])} the tool, "
+            f"{percent(gate['accuracy'])} with {percent(gate['calls'])} % of its calls (a "
+            f"confidence threshold {percent(it['confidence']['accuracy'])} with "
+            f"{percent(it['confidence']['calls'])}), tool-usage accuracy "
+            f"{percent(gate['tool_usage'])}; at the same calls the gate adds "
+            f"{points(gain[0])} [{percent(gain[1])}, {percent(gain[2])}]"
+        )
+    return {"routings": cases, "result": "; ".join(said)}
+
+
+def _of_routing(made: Figures) -> Figures:
+    scored = made["scored"]
+    point = scored["points"][0]
+
+    def outcome(name: str) -> Figures:
+        kept = ("calls", "accuracy", "tool_usage", "easy_direct", "easy_tool", "hard_direct")
+        return {key: rounded(point[name][key]) for key in (*kept, "hard_tool")}
+
+    def gain(of: Figures) -> list[float]:
+        return [rounded(it) for it in (of["value"], of["interval"]["low"], of["interval"]["high"])]
+
+    return {
+        "rule": point["rule"],
+        "questions": scored["questions"],
+        "fitted_on": made["fitted_on"],
+        "method": made["method"],
+        "samples": made["samples"],
+        "hard": rounded(scored["hard"]),
+        "fast": rounded(scored["fast_accuracy"]),
+        "tool": rounded(scored["tool_accuracy"]),
+        "promised_calls": rounded(point["promised_calls"]),
+        "gate": outcome("gate"),
+        "calls_interval": [rounded(it) for it in point["calls_interval"].values()],
+        "confidence": outcome("confidence"),
+        "below_tool": gain(point["below_tool"]),
+        "accuracy_gain": gain(point["accuracy_gain"]),
+        "usage_gain": gain(point["usage_gain"]),
+        "hard_auroc": rounded(scored["hard_auroc"]),
+        "confidence_auroc": rounded(scored["confidence_auroc"]),
+        "steps": [
+            {
+                "calls": rounded(it["cost"]),
+                **{
+                    name: rounded(it[name]["accuracy"] if isinstance(it[name], dict) else it[name])
+                    for name in ("gate", "confidence", "random", "oracle")
+                },
+                "usage_gate": rounded(it["gate"]["tool_usage"]),
+                "usage_confidence": rounded(it["confidence"]["tool_usage"]),
+                "accuracy_gain": gain(it["accuracy_gain"]),
+                "usage_gain": gain(it["usage_gain"]),
+            }
+            for it in scored["steps"]
+        ],
+        "steps_below_confidence": scored["below_confidence"],
+        "most_wrongly_routed": [
+            {
+                key: rounded(value) if isinstance(value, float) else value
+                for key, value in skill.items()
+            }
+            for skill in scored["skills"][:5]
+        ],
+    }
+
+
 CLAIMS: dict[str, Callable[[Found], Figures]] = {
     "realset_mini": of_realset_mini,
     "realset_mini_blind": of_realset_mini_blind,
@@ -153,9 +224,14 @@ CLAIMS: dict[str, Callable[[Found], Figures]] = {
 }
 """Experiments of several runs; any other has one, of its own name."""
 
+ROUTED: dict[str, Callable[[Mapping[str, Figures]], Figures]] = {"route": of_route}
+"""Those of routings: of what each `routes/<name>/route.json` says, by that name."""
 
-def figures(experiment: str, found: Found) -> Figures:
-    """What an experiment has come to, from all the predictions that there are."""
+
+def figures(experiment: str, found: Found, routed: Mapping[str, Figures] | None = None) -> Figures:
+    """What an experiment has come to, from all the predictions and routings that there are."""
+    if experiment in ROUTED:
+        return ROUTED[experiment](routed or {})
     if experiment in CLAIMS:
         return CLAIMS[experiment](found)
     return of_one_run(found[f"{experiment}/valid"])

@@ -124,12 +124,17 @@ def measure(experiments: Sequence[Path], folder: Path) -> dict[Path, dict[str, A
         f"{file.parent.parent.name}/{file.stem}": prediction.read(file)
         for file in sorted(folder.glob("runs/*/predictions/*.parquet"))
     }
-    facts = Run(next(folder.glob("runs/*/run.json")).parent).facts
+    routed = {
+        file.parent.name: json.loads(file.read_text())
+        for file in sorted(folder.glob("routes/*/route.json"))
+    }
+    runs = [Run(path.parent).facts for path in folder.glob("runs/*/run.json")]
+    facts = max(runs, key=lambda it: str(it["started"]))  # a folder may hold older ones
     return {
         experiment: {
             "experiment": experiment.stem,
             "commands": [ran[command] for command in commands(experiment)],
-            **claims.figures(experiment.stem, found),
+            **claims.figures(experiment.stem, found, routed),
             "machine": machine(),
             "commit": facts["commit"],
             "versions": facts["versions"],
@@ -166,7 +171,7 @@ def blocks() -> dict[str, str]:
             f"| {it['mastered']} of {len(it['skills'])} | {minutes:.1f} | {peak:.1f} |"
         )
     for it in measured:
-        if it.get("experiment") in claims.CLAIMS:
+        if it.get("experiment") in {*claims.CLAIMS, *claims.ROUTED}:
             rows += ["", f"`{it['experiment']}`: {it['result']}."]
     rows += [
         "",
@@ -178,6 +183,7 @@ def blocks() -> dict[str, str]:
     quickstart = json.loads((BENCHMARKS / "quickstart.json").read_text())
     report = json.loads((BENCHMARKS / "report.json").read_text())
     optional = {"export": exported, "growth": at_every_size, "ask": asked}
+    optional = {"export": exported, "growth": at_every_size, "route": routings}
     servers = [it for it in measured if "batching" in it]
     return {
         "quickstart": printed(quickstart),
@@ -266,6 +272,41 @@ def asked(figures: dict[str, Any]) -> str:
         f"{killed['asked_again_though_kept']} were asked again, and {killed['answered_twice']} "
         "whose answer was on its way (`python scripts/measure_ask.py`)."
     )
+def routings(figures: dict[str, Any]) -> str:
+    """What routing came to, a row a routing."""
+
+    def percent(share: float) -> str:
+        return f"{100 * share:.1f}"
+
+    def points(gain: list[float]) -> str:
+        return f"{100 * gain[0]:+.1f} [{100 * gain[1]:.1f}, {100 * gain[2]:.1f}]"
+
+    cases = figures["routings"]
+    any_case = next(iter(cases.values()))
+    rows = [
+        f"{any_case['questions']:,} questions drawn anew, gates and thresholds from "
+        f"{any_case['fitted_on']:,} of `valid`; rule: {any_case['rule']}.\nThe gains are over as "
+        "many least confident questions, in points (`python scripts/measure.py route`).",
+        "",
+        "| routing | fast, % | tool, % | calls, % | accuracy, % | tool usage, % "
+        "| confidence: calls, % | accuracy, % | tool usage, % | gain in accuracy "
+        "| in tool usage | steps of 21 below |",
+        "|---" * 12 + "|",
+    ]
+    for name, it in cases.items():
+        cells = [
+            *(percent(it[key]) for key in ("fast", "tool")),
+            *(
+                percent(it[way][key])
+                for way in ("gate", "confidence")
+                for key in ("calls", "accuracy", "tool_usage")
+            ),
+            points(it["accuracy_gain"]),
+            points(it["usage_gain"]),
+            str(it["steps_below_confidence"]),
+        ]
+        rows.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
 def at_every_size(figures: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from clipstem.prediction import COLUMNS, Predictions
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 import claims
+import measure
 
 SKILLS = 12
 
@@ -84,3 +85,38 @@ def test_gains_and_losses_are_shares_of_the_plain_runs() -> None:
     assert figures["changes"]["ema"]["difference"] == pytest.approx(1 / 24, abs=1e-4)
     assert figures["changes"]["soup"]["difference"] == 0
     assert "(91.7 % of the gain); the thirty: 83.3, 33.3, 70.8 (25.0 %" in figures["result"]
+
+
+def test_a_routing_is_told_beside_the_confidences_threshold() -> None:
+    def outcome(calls: float, accuracy: float) -> dict[str, float]:
+        counts = dict.fromkeys(("easy_direct", "easy_tool", "hard_direct", "hard_tool"), 25.0)
+        return {"calls": calls, "accuracy": accuracy, "tool_usage": 0.85, "cost": calls, **counts}
+
+    gain = {"value": 0.012, "interval": {"low": -0.004, "high": 0.031}}
+    gains = dict.fromkeys(("accuracy_gain", "usage_gain", "below_tool"), gain)
+    step = {"cost": 0.5, "gate": outcome(0.5, 0.9), "confidence": outcome(0.5, 0.8), **gains}
+    point = {"rule": "near", "promised_calls": 0.38, "calls_interval": {"low": 0.3, "high": 0.5}}
+    point |= {"gate": outcome(0.4, 0.96), "confidence": outcome(0.42, 0.95), **gains}
+    scored: dict[str, Any] = {
+        "questions": 100,
+        "hard": 0.2,
+        "fast_accuracy": 0.8,
+        "tool_accuracy": 0.97,
+    }
+    scored |= {"hard_auroc": 0.9, "confidence_auroc": 0.89, "below_confidence": 0}
+    scored |= {"points": [point], "steps": [{**step, "random": 0.6, "oracle": 0.99}]}
+    scored |= {"skills": [{"skill": "weather", "calls": 0.31234}]}
+    made = {"scored": scored, "fitted_on": 200, "method": "logistic", "samples": []}
+    found = claims.figures("route", {}, {"fast": made})
+    assert found["result"] == (
+        "fast: 80.0 % alone, 97.0 the tool, 96.0 with 40.0 % of its calls (a confidence threshold "
+        "95.0 with 42.0), tool-usage accuracy 85.0; at the same calls the gate adds +1.2 points "
+        "[-0.4, 3.1]"
+    )
+    case = found["routings"]["fast"]
+    assert case["steps"][0]["confidence"] == 0.8 and case["steps"][0]["oracle"] == 0.99
+    assert case["most_wrongly_routed"] == [{"skill": "weather", "calls": 0.3123}]
+    assert measure.routings(found).splitlines()[-1] == (
+        "| `fast` | 80.0 | 97.0 | 40.0 | 96.0 | 85.0 | 42.0 | 95.0 | 85.0 | +1.2 [-0.4, 3.1] "
+        "| +1.2 [-0.4, 3.1] | 0 |"
+    )

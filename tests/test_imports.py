@@ -17,7 +17,7 @@ ROWS = (
     ("config.model", "config.data", "config.cluster", "config.ask"),
     ("config.training",),
     ("config.scoring",),
-    ("config.exams",),
+    ("config.exams", "config.routing"),
     ("config",),
     (
         "atomic",
@@ -30,6 +30,7 @@ ROWS = (
         "charts",
         "report",
         "ask",
+        "route",
         "stopping",
     ),
     ("command", "prediction", "run", "bank.canvas", "ranks"),
@@ -50,12 +51,20 @@ ROWS = (
         "ask.endpoint",
     ),
     ("report.sittings", "ask.asking"),
+    ("shards", "console", "sources", "tokens", "slurm", "background", "task", "route.gate"),
+    ("route.asked", "route.deferral", "route.fitting"),
+    ("jsonl", "packing", "exam", "perturb", "route.decisions"),
+    ("spool", "pairs", "report.published", "report.page", "route.figures"),
+    ("report.answers", "report.route", "batches", "memory", "bundle"),
+    ("report.analyses", "report.comparisons", "report.gallery", "engine"),
+    ("report.sittings",),
     ("towers", "loss", "loader", "csv_log", "merge"),
     ("scorer", "onnx_scorer", "layers", "averages", "serve", "serve.requests", "serve.sittings"),
     ("features", "learner", "callbacks", "serve.batching"),
     ("serve.app",),
     ("prepare", "train", "predict", "export", "assemble", "bank.__main__", "report.__main__"),
     ("serve.__main__", "submit", "ask.__main__"),
+    ("serve.__main__", "submit", "route.__main__"),
 )
 """From the bottom up: a module imports from rows below its own, never from its own or above."""
 
@@ -73,6 +82,8 @@ LIGHT = (
     "charts",
     "report.__main__",
     "report.gallery",
+    "report.route",
+    "route.__main__",
     "engine",
     "predict",
     "submit",
@@ -97,6 +108,7 @@ ONLY_IN = {
     "pydantic": {"serve.requests", "serve.app"},
     "uvicorn": {"serve.__main__"},
     "httpx": {"ask.endpoint"},
+    "sklearn": {"route.fitting"},
 }
 
 

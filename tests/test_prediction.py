@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -304,3 +305,23 @@ def test_choices_are_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(ClipstemError, match="never overwritten"):
         predictions([2]).write_choices(path, source_rows=1)
     assert path.read_text() == "mine"
+
+
+def test_questions_are_taken_by_their_places() -> None:
+    made = predictions([3, 2, 4, 3], 0)
+    places = np.array([2, 0])
+    found = made.at(places)
+    assert {name: list(values) for name, values in found.columns.items()} == {
+        name: [values[place] for place in (2, 0)] for name, values in made.columns.items()
+    }
+    assert np.array_equal(found.probs_QK, made.probs_QK[places])
+    assert np.array_equal(found.logits_QK, made.logits_QK[places])
+
+
+@pytest.mark.parametrize(
+    ("trained", "changed"), [(None, True), ("blur", True), ("blank_picture", False)]
+)
+def test_a_blind_models_own_questions_are_not_perturbed(trained: str | None, changed: bool) -> None:
+    facts = {"perturbation": {"name": "blank_picture"}, "train_perturb": trained}
+    made = replace(predictions([2], 0), provenance=facts)
+    assert (made.perturbation is not None) == changed

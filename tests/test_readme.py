@@ -43,12 +43,14 @@ SCHEMAS = {
     "assemble": config.AssembleConfig,
     "exam": config.ExamConfig,
     "report": config.ReportConfig,
+    "route": config.RouteConfig,
     "export": config.ExportConfig,
     "serve": config.ServeConfig,
     "submit": config.SubmitConfig,
     "ask": config.AskConfig,
 }
 PACKAGES = ("bank", "report", "serve", "ask")
+PACKAGES = ("bank", "report", "route", "serve")
 MODULES: dict[str, Any] = {
     verb: import_module(f"clipstem.{verb}{'.__main__' if verb in PACKAGES else ''}")
     for verb in SCHEMAS
@@ -105,6 +107,8 @@ def shrunk(verb: str, overrides: list[str]) -> list[str]:
         return [*overrides, "repeats=20"]
     if verb == "report":
         return [*overrides, "repeats=20", "exam.repeats=20"]
+    if verb == "route" and not any(o.startswith("gate=") for o in overrides):
+        return [*overrides, "folds=3", "repeats=20"]
     if verb == "submit":
         return [*overrides, "where=local"]
     return overrides
@@ -178,6 +182,13 @@ def bring_sweeps(folder: Path) -> None:
         (folder / f"scripts/sweeps/{name}.txt").write_text(" ".join([line, *changes]))
 
 
+def bring_quickstart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tool that hard questions are deferred to."""
+    run_shrunk("python -m clipstem.train +experiment=quickstart", monkeypatch)
+    predict = "python -m clipstem.predict run=runs/quickstart data=shards/quickstart split=test"
+    run_shrunk(predict, monkeypatch)
+
+
 def run_submit(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run it, and wait for the tasks that it has started; none of them fails."""
     if " retry " in command:
@@ -211,6 +222,7 @@ def test_the_readmes_commands_run_in_their_order(
     bring_sweeps(tmp_path)
     commands = readme_commands()
     assert len(commands) == 30
+    assert len(commands) == 32
     for command in commands:
         if ".serve " in command:
             continue  # it runs until it is told to end: below
@@ -220,11 +232,16 @@ def test_the_readmes_commands_run_in_their_order(
         if ".ask " in command:
             ask_the_stand_in(command, monkeypatch)
             continue
+        if "+experiment=route" in command:
+            bring_quickstart(monkeypatch)
         if "resume=true" in command:  # of a run that is not finished
             (tmp_path / "runs/first/DONE").unlink()
         run_shrunk(command, monkeypatch)
     made = {path.name for path in (tmp_path / "runs").iterdir()}
-    assert made == {"careful", "two", "first", "lr_1e-3", "mini", "vit_b32"}
+    trained = {"careful", "two", "first", "lr_1e-3", "mini", "vit_b32"}
+    assert made == {*trained, "quickstart", "fast"}
+    assert (tmp_path / "routes/fast/predictions.parquet").is_file()
+    assert (tmp_path / "routes/to_ask/decisions.parquet").is_file()
     assert (tmp_path / "sweeps/lr/results.csv").is_file()
     assert (tmp_path / "sweeps/predict/predictions.parquet").is_file()
     assert (tmp_path / "preds.txt").is_file()
@@ -304,7 +321,7 @@ def test_an_experiments_commands_run_in_their_order(
 def test_an_experiment_of_several_runs_has_a_claim(experiment: Path) -> None:
     trainings = [split_command(it)[1] for it in measure.commands(experiment) if ".train " in it]
     if sum(len(single(overrides)) for overrides in trainings) > 1:
-        assert experiment.stem in claims.CLAIMS
+        assert experiment.stem in {*claims.CLAIMS, *claims.ROUTED}
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.stem)

@@ -18,6 +18,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from clipstem.statistics import (
     Interval,
+    bootstrap_mean_interval,
     holm,
     mcnemar_exact,
     numbered,
@@ -53,6 +54,23 @@ def test_wilson_is_statsmodels(total: int, share: float) -> None:
     assert (found.low, found.high) == pytest.approx(expected, abs=1e-12)
     scipys = scipy.stats.binomtest(right, total).proportion_ci(method="wilson")
     assert (found.low, found.high) == pytest.approx((scipys.low, scipys.high), abs=1e-12)
+
+
+@settings(max_examples=5)
+@given(seed=seeds)
+def test_a_bootstrap_by_values_is_scipys_by_questions(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    groups = [rng.choice([-1.0, 0.0, 0.5, 1.0], size) for size in (60, 140)]
+    value_Q, group_Q = np.concatenate(groups), np.repeat([3, 7], [60, 140])
+    found = bootstrap_mean_interval(value_Q, group_Q, 4000, seed)
+    theirs = scipy.stats.bootstrap(
+        groups,
+        lambda a, b, axis: (a.mean(axis=axis) + b.mean(axis=axis)) / 2,
+        method="percentile",
+        n_resamples=4000,
+        rng=rng,
+    ).confidence_interval
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
 
 
 def drawn_alike(seed: int, skills: int = 12) -> tuple[NDArray[np.bool_], list[str]]:

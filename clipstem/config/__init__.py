@@ -12,6 +12,7 @@ from clipstem.config.cluster import Action, SubmitConfig, SweepVerb, Where
 from clipstem.config.data import BankConfig, PrepareConfig, Source, Verify
 from clipstem.config.exams import Choices, ExamConfig, ExamRules, ReportConfig, Rule, ServeConfig
 from clipstem.config.model import ModelConfig, PictureFit, Precision, TrainerConfig
+from clipstem.config.routing import Method, RouteConfig
 from clipstem.config.scoring import ExportConfig, PredictConfig, Variant
 from clipstem.config.training import (
     AssembleConfig,
@@ -37,6 +38,7 @@ __all__ = [
     "ExamRules",
     "ExportConfig",
     "LoggerConfig",
+    "Method",
     "ModelConfig",
     "OptimizerConfig",
     "Perturbation",
@@ -46,6 +48,7 @@ __all__ = [
     "PredictConfig",
     "PrepareConfig",
     "ReportConfig",
+    "RouteConfig",
     "Rule",
     "ServeConfig",
     "Source",

@@ -226,10 +226,7 @@ class _File:
     @property
     def perturbation(self) -> dict[str, Any] | None:
         """How the questions differ from those that the model was trained on, if they do."""
-        change: dict[str, Any] | None = self.provenance.get("perturbation")
-        if change is not None and change["name"] == self.provenance.get("train_perturb"):
-            return None  # a blind model's own questions
-        return change
+        return prediction.perturbation(self.provenance)
 
     def numbers(self, name: str) -> Ints:
         return np.asarray(self.columns[name].to_numpy(zero_copy_only=False), np.int64)
