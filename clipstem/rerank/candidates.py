@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from clipstem.images import check_picture
 from clipstem.jsonl import next_line, object_of, picture_beside, refuse_misnamed, text_of
-from clipstem.question import ClipstemError, Picture, invalid_field
+from clipstem.question import MAX_OPTIONS, ClipstemError, Picture, invalid_field
 from clipstem.sources import BadField, as_json, one_line
 
 MAX_LINE_BYTES = 32 * 2**20  # a thousand candidates of 30,000 letters fit
@@ -205,8 +205,8 @@ def _question(record: dict[str, Any], file: Path, needs_score: bool) -> Asked:
     given = record.get("candidates")
     if not isinstance(given, list):
         raise BadField("candidates", f"is {as_json(given)}; expected a list")
-    if not 0 < len(given) <= MAX_OPTIONS:
-        expected = f"expected at least one and at most {MAX_OPTIONS:,}"
+    if not 0 < len(given) < MAX_OPTIONS:  # a predictions file has one option more
+        expected = f"expected at least one and below {MAX_OPTIONS:,}"
         raise BadField("candidates", f"there are {len(given):,}; {expected}")
     gold = _final(record.get("answer"), "answer")
     candidates = tuple(
