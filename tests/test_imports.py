@@ -85,7 +85,6 @@ ONLY_IN = {
     "numba": {"resize"},
     "matplotlib": {"charts"},
     "jinja2": {"report.page"},
-    "sklearn": {"rerank.choosing"},
     "onnxruntime": {"onnx_scorer", "export"},
     "onnx": {"export"},
     "ftfy": {"bundle"},

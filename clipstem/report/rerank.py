@@ -1,4 +1,4 @@
-"""What `rerank` found, in the report: the content of a `rerank.json`, as anybody may have written it."""
+"""What `rerank` found, in the report: a `rerank.json`, as anybody may have written it."""
 
 from __future__ import annotations
 
@@ -66,6 +66,10 @@ def checked(content: Any) -> Figures:
     lengths = {len(best_of.exact), *map(len, best_of.right.values())}
     if lengths != {len(best_of.sizes)}:
         raise ClipstemError("best_of: sizes, exact and right are not equally long")
+    shares = [it for every in best_of.right.values() for it in every]
+    shares += [found.any_right, *(one.right for one in found.methods.values())]
+    if wrong := [it.value for it in shares if not 0 <= it.value <= 1]:
+        raise ClipstemError(f"a share of right choices is {wrong[0]:g}; expected 0 to 1")
     return found
 
 
@@ -85,7 +89,7 @@ def section(found: Figures) -> Section:
 
 
 def _methods(found: Figures) -> Table:
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             as_words(name),
             percent(one.right.value),
@@ -99,9 +103,9 @@ def _methods(found: Figures) -> Table:
     rows.append((f"{BOUND} (the bound)", *bound, *[NOTHING] * 6))
     notes = (
         "Intervals are 95 %, of other questions like these; p is McNemar's. Best system: the one "
-        "with the best track record. Mix: track records, agreement and scores as one logistic "
-        f"regression. The majority is tied in {count(found.majority_ties)} questions, where the "
-        "answer that stands first is taken; by lot it would reach "
+        "with the best track record. Mix: track records, agreement and scores in one "
+        f"conditional logit. The majority is tied in {count(found.majority_ties)} questions, "
+        "where the answer that stands first is taken; by lot it would reach "
         f"{percent(found.majority_by_lot)} %.",
     )
     columns = (
@@ -127,16 +131,22 @@ def _best_of(best_of: BestOf) -> tuple[Part, ...]:
     ]
     caption = "Best of N: right choices among N of a question's candidates, %"
     notes = ("The mean over all subsets of N candidates; drawn: over some, drawn at random.",)
-    alt = f"{caption}; the table above."
-    svg = charts.line(
+    table = Table(caption, ("N", *map(as_words, names)), rows, notes=notes)
+    return table, Chart("best-of-n", f"{caption}.", ALT, chart(best_of))
+
+
+ALT = "Share of right choices by the number of candidates, a line for each way to choose."
+
+
+def chart(best_of: BestOf) -> str:
+    """Best of N as SVG."""
+    return charts.line(
         [float(size) for size in best_of.sizes],
-        {as_words(name): [100 * it.value for it in best_of.right[name]] for name in names},
+        {as_words(name): [100 * it.value for it in every] for name, every in best_of.right.items()},
         "candidates",
         "right, %",
-        alt,
+        ALT,
     )
-    columns = ("N", *map(as_words, names))
-    return Table(caption, columns, rows, notes=notes), Chart("best-of-n", f"{caption}.", alt, svg)
 
 
 def _share(share: Share) -> str:
@@ -186,8 +196,8 @@ def _scores(found: OfScores) -> Table:
         ),
     ]
     notes = (
-        f"{count(found.pairs)} pairs of a right and a wrong candidate. The last row is 50 if scores "
-        "know no more than who has written.",
+        f"{count(found.pairs)} pairs of a right and a wrong candidate. The last row is 50 if "
+        "scores know no more than who has written.",
     )
     return Table("What scores add", ("what", "value", "95 %"), rows, notes=notes)
 

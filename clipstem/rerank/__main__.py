@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
-from clipstem import charts, run, splits
+from clipstem import run, splits
 from clipstem.atomic import new_folder
 from clipstem.command import verb
 from clipstem.config import RerankConfig, Scores
@@ -27,12 +27,14 @@ from clipstem.console import console, progress_bar
 from clipstem.metrics import probabilities
 from clipstem.prediction import UNKNOWN, Predictions
 from clipstem.question import UNKNOWN_ANSWER, ClipstemError
+from clipstem.report.rerank import chart
 from clipstem.rerank import candidates, drawn, figures
 from clipstem.rerank.candidates import Asked, Read
 from clipstem.rerank.choosing import (
     METHODS,
     Judge,
     Slate,
+    as_words,
     choose,
     final_odds,
     learn,
@@ -282,18 +284,6 @@ def _or_nothing(slate: Slate) -> list[float | None]:
 # ---------------------------------------------------------------------------- what people see
 
 
-def chart(best_of: figures.BestOf) -> str:
-    """Best of N as SVG."""
-    series = {
-        name.replace("_", " "): [100 * share.value for share in shares]
-        for name, shares in best_of.right.items()
-    }
-    alt = "Best of N: share of right choices by the number of candidates, for each way to choose."
-    return charts.line(
-        [float(size) for size in best_of.sizes], series, "candidates", "right, %", alt
-    )
-
-
 def show(found: Figures, folder: str) -> None:
     """Print what each way to choose is worth."""
     table = Table(title=f"{found.known:,} questions, {found.candidates:,} candidates")
@@ -302,7 +292,7 @@ def show(found: Figures, folder: str) -> None:
     for name in (it for it in METHODS if it in found.methods):
         one = found.methods[name]
         table.add_row(
-            name.replace("_", " "), *_share(one.right), _paired(one.over_majority),
+            as_words(name), *_share(one.right), _paired(one.over_majority),
             _paired(one.over_best_system),
         )  # fmt: skip
     table.add_section()

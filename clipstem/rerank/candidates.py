@@ -24,7 +24,7 @@ from clipstem.sources import BadField, as_json, one_line
 MAX_LINE_BYTES = 32 * 2**20  # a thousand candidates of 30,000 letters fit
 MAX_SYSTEMS = 100
 MAX_NAME = 200  # characters of a system, a skill …
-MAX_FINAL = 1000  # characters
+MAX_FINAL = 10_000  # characters; what has no end is seldom an answer
 MAX_TEXT = 100_000  # characters of a candidate; a scorer reads the end
 
 FIELDS = ("id", "problem", "image", "answer", "candidates", "subject", "grade", "skill")

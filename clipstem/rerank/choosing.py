@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +82,7 @@ def slate(asked: Asked, systems: Sequence[str], score_C: Floats | None) -> Slate
 
 @dataclass(frozen=True)
 class Mix:
-    """The log-odds that a final answer is right, linear in what `features` says of it."""
+    """The log-odds of a final answer against "none of these", linear in its `features`."""
 
     weight_X: Floats
     bias: float
@@ -167,7 +166,7 @@ def learn(slates: Sequence[Slate], systems: int) -> Judge:
     """A judge from questions that are all known.
 
     Raises:
-        ClipstemError: if no candidate is right, or none wrong, or scikit-learn is missing.
+        ClipstemError: if no candidate is right, or none wrong.
     """
     right_C = np.concatenate([_right(it) for it in slates]) if slates else np.zeros(0, np.bool_)
     if right_C.all() or not right_C.any():
@@ -181,14 +180,13 @@ def learn(slates: Sequence[Slate], systems: int) -> Judge:
     rate_S = (np.bincount(system_C, right_C, systems) + 1) / (
         np.bincount(system_C, minlength=systems) + 2
     )
+    mixes = {"mix_without_scores": _mix(slates, systems, False)}
     if slates[0].score_C is None:
-        return Judge(rate_S, {"mix_without_scores": _mix(slates, systems, False)})
+        return Judge(rate_S, mixes)
     score_C = np.concatenate([it.score_C for it in slates if it.score_C is not None])
-    (slope,), intercept = _logistic(score_C[:, None], right_C)
-    mixes = {
-        "mix_without_scores": _mix(slates, systems, False),
-        "mix": _mix(slates, systems, True),
-    }
+    # One candidate against "none of these": the same as a logistic regression.
+    (slope,), intercept = conditional_logit(score_C[:, None], np.arange(len(score_C)), right_C)
+    mixes["mix"] = _mix(slates, systems, True)
     return Judge(rate_S, mixes, float(slope), intercept)
 
 
@@ -199,25 +197,48 @@ def _right(slate: Slate) -> Flags:
 
 def _mix(slates: Sequence[Slate], systems: int, with_scores: bool) -> Mix:
     rows = [features(it, it.whole_1C, systems, with_scores)[0] for it in slates]
+    question_N = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
     right_N = np.concatenate([it.right_F for it in slates])
-    weight_X, bias = _logistic(np.concatenate(rows), right_N)
-    return Mix(weight_X, bias, with_scores)
+    return Mix(*conditional_logit(np.concatenate(rows), question_N, right_N), with_scores)
 
 
-def _logistic(x_NX: Floats, right_N: Flags) -> tuple[Floats, float]:
-    """Weights and bias of a logistic regression with scikit-learn's usual ridge, on features of
-    equal spread; in the features' own units."""
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError:
-        raise ClipstemError(
-            "rerank needs scikit-learn, which is not installed; pip install 'clipstem[rerank]'"
-        ) from None
+RIDGE = 1.0  # of the weights of features brought to equal spread
+
+
+def conditional_logit(x_NX: Floats, question_N: Ints, right_N: Flags) -> tuple[Floats, float]:
+    """weight_X and a bias, so that the odds of an option against "none of these" are
+    exp(x · weight + bias), and the options of a question with "none of these" have sum 1.
+
+    What is most likely under a ridge of `RIDGE`. Options N of questions that are numbered from 0,
+    in order; of several right options it is one of them, of none it is "none of these". Source:
+    McFadden 1974, "Conditional logit analysis of qualitative choice behavior".
+    """
+    from scipy.optimize import minimize
+
     mean_X, spread_X = x_NX.mean(axis=0), x_NX.std(axis=0)
-    spread_X[spread_X < 1e-12] = 1.0
-    fitted = LogisticRegression(max_iter=1000).fit((x_NX - mean_X) / spread_X, right_N)
-    weight_X: Floats = fitted.coef_[0] / spread_X
-    return weight_X, float(fitted.intercept_[0] - weight_X @ mean_X)
+    spread_X = np.where(spread_X < 1e-12, 1.0, spread_X)
+    equal_NX = (x_NX - mean_X) / spread_X
+    starts_Q = np.flatnonzero(np.diff(question_N, prepend=-1))
+    has_right_Q = np.logical_or.reduceat(right_N, starts_Q)
+
+    def loss(theta: Floats) -> tuple[float, Floats]:
+        logit_N = equal_NX @ theta[:-1] + theta[-1]
+        highest_Q = np.maximum(np.maximum.reduceat(logit_N, starts_Q), 0)  # and "none" has 0
+        weight_N = np.exp(logit_N - highest_Q[question_N])
+        none_Q = np.exp(-highest_Q)
+        all_Q = np.add.reduceat(weight_N, starts_Q) + none_Q
+        right_Q = np.where(has_right_Q, np.add.reduceat(weight_N * right_N, starts_Q), none_Q)
+        tiny = np.finfo(np.float64).tiny
+        likelihood = np.log(np.maximum(right_Q, tiny)).sum() - np.log(all_Q).sum()
+        wanted_N = weight_N * right_N / np.maximum(right_Q, tiny)[question_N]
+        surplus_N = weight_N / all_Q[question_N] - wanted_N
+        slope = np.append(equal_NX.T @ surplus_N + RIDGE * theta[:-1], surplus_N.sum())
+        return float(RIDGE / 2 * theta[:-1] @ theta[:-1] - likelihood), slope
+
+    start = np.zeros(x_NX.shape[1] + 1)
+    theta = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 1000}).x
+    weight_X: Floats = theta[:-1] / spread_X
+    return weight_X, float(theta[-1] - weight_X @ mean_X)
 
 
 # ---------------------------------------------------------------------------- choosing
@@ -264,11 +285,8 @@ def majority_by_lot(slate: Slate) -> float:
 
 
 def final_odds(slate: Slate, judge: Judge) -> Floats:
-    """The odds of each final answer by the mix, [F]; 1 is the odds of "none of these".
-
-    If each were right or wrong by itself, and at most one is right, the chance that it is this one
-    is its odds over 1 plus the sum of all.
-    """
+    """The odds of each final answer by the mix, [F], where "none of these" has 1: divided by their
+    sum and 1 they are probabilities."""
     mix = judge.mixes["mix" if slate.score_C is not None else "mix_without_scores"]
     return np.exp(np.clip(mix.log_odds(slate, slate.whole_1C)[0], -50, 50))
 
@@ -321,6 +339,6 @@ def methods_of(with_scores: bool) -> tuple[str, ...]:
     return METHODS if with_scores else WITHOUT_SCORES
 
 
-def as_words(method: Any) -> str:
+def as_words(method: str) -> str:
     """A method's name as people read it."""
-    return str(method).replace("_", " ")
+    return method.replace("_", " ")
