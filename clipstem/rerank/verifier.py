@@ -320,13 +320,14 @@ def _trained(
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(verifier.parameters(), config.optimizer.clip_norm)
-            if norm.isfinite():
-                optimizer.step()
-            elif (nonfinite := nonfinite + 1) > MAX_NONFINITE:
-                raise ClipstemError(
-                    f"the gradients of {nonfinite} steps are not finite; try a lower optimizer.lr "
-                    f"than {config.optimizer.lr:g}"
-                )
+            if not norm.isfinite():
+                optimizer.zero_grad()  # and so the step changes nothing
+                if (nonfinite := nonfinite + 1) > MAX_NONFINITE:
+                    raise ClipstemError(
+                        f"the gradients of {nonfinite} steps are not finite; try a lower "
+                        f"optimizer.lr than {config.optimizer.lr:g}"
+                    )
+            optimizer.step()
             schedule.step()
             progress(sum(len(places) for _, places in groups))
     return verifier.eval()
