@@ -2,8 +2,8 @@
 
     CLIPSTEM_CANDIDATES=<folder> python scripts/measure_rerank.py --folder measuring
 
-The folder of `CLIPSTEM_CANDIDATES` holds `train.jsonl` and `valid.jsonl`: questions of GSM8K with the
-published solutions of seven systems. Commands that have ended in `--folder` are not repeated.
+The folder of `CLIPSTEM_CANDIDATES` holds `train.jsonl` and `valid.jsonl`: questions of GSM8K with
+the published solutions of seven systems. Commands that have ended in `--folder` are not repeated.
 `benchmarks/rerank.json` gets the figures, with machine, versions and commit.
 """
 
