@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def measure(folder: Path) -> dict[str, Any]:
         name: read(folder / command.rpartition("out=")[2] / "rerank.json")
         for name, command in COMMANDS.items()
     }
+    shutil.copy(folder / "gsm8k" / "best_of_n.svg", BENCHMARKS / "rerank.svg")
     made_by = [one.made_by for one in found.values()]
     commits = {it["commit"] for it in made_by}
     assert len(commits) == 1, f"measured on several commits: {commits}"

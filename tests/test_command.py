@@ -25,6 +25,7 @@ from clipstem.config import (
     PredictConfig,
     PrepareConfig,
     ReportConfig,
+    RerankConfig,
     ServeConfig,
     SubmitConfig,
     TrainConfig,
@@ -41,6 +42,7 @@ SCHEMAS: dict[str, type[Any]] = {
     "assemble": AssembleConfig,
     "exam": ExamConfig,
     "report": ReportConfig,
+    "rerank": RerankConfig,
     "export": ExportConfig,
     "serve": ServeConfig,
     "submit": SubmitConfig,
@@ -53,6 +55,7 @@ NEEDED = {
     "assemble": ["out=o", "picture.name=p", "text.name=t"],
     "exam": ["predictions=p"],
     "report": ["predictions=[p]", "out=o"],
+    "rerank": ["out=o"],
     "export": ["run=r", "out=o"],
     "serve": ["bundle=b"],
     "submit": ["tasks=t"],
@@ -79,7 +82,7 @@ FILES = sorted(path.relative_to(conf_folder()) for path in conf_folder().rglob("
 
 def test_every_file_of_conf_is_known_here() -> None:
     everything = [path for path in conf_folder().rglob("*") if path.is_file()]
-    assert len(FILES) == len(everything) == 38
+    assert len(FILES) == len(everything) == 40
     folders = {str(file.parent) for file in FILES}
     assert folders == {".", *OPENED_WITH}
     assert {file.stem for file in FILES if file.parent == Path()} == {"quiet", *SCHEMAS}

@@ -42,11 +42,12 @@ SCHEMAS = {
     "assemble": config.AssembleConfig,
     "exam": config.ExamConfig,
     "report": config.ReportConfig,
+    "rerank": config.RerankConfig,
     "export": config.ExportConfig,
     "serve": config.ServeConfig,
     "submit": config.SubmitConfig,
 }
-PACKAGES = ("bank", "report", "serve")
+PACKAGES = ("bank", "report", "rerank", "serve")
 MODULES: dict[str, Any] = {
     verb: import_module(f"clipstem.{verb}{'.__main__' if verb in PACKAGES else ''}")
     for verb in SCHEMAS
@@ -103,6 +104,8 @@ def shrunk(verb: str, overrides: list[str]) -> list[str]:
         return [*overrides, "repeats=20"]
     if verb == "report":
         return [*overrides, "repeats=20", "exam.repeats=20"]
+    if verb == "rerank":
+        return [*overrides, "questions=24", "epochs=1", "folds=3"]
     if verb == "submit":
         return [*overrides, "where=local"]
     return overrides
@@ -192,7 +195,7 @@ def test_the_readmes_commands_run_in_their_order(
     bring_questions(tmp_path, monkeypatch)
     bring_sweeps(tmp_path)
     commands = readme_commands()
-    assert len(commands) == 28
+    assert len(commands) == 30
     for command in commands:
         if ".serve " in command:
             continue  # it runs until it is told to end: below
@@ -203,12 +206,14 @@ def test_the_readmes_commands_run_in_their_order(
             (tmp_path / "runs/first/DONE").unlink()
         run_shrunk(command, monkeypatch)
     made = {path.name for path in (tmp_path / "runs").iterdir()}
-    assert made == {"careful", "two", "first", "lr_1e-3", "mini", "vit_b32"}
+    trained = {"careful", "two", "first", "lr_1e-3", "mini", "vit_b32"}
+    assert made == {*trained, "rerank", "reranked"}
     assert (tmp_path / "sweeps/lr/results.csv").is_file()
     assert (tmp_path / "sweeps/predict/predictions.parquet").is_file()
     assert (tmp_path / "preds.txt").is_file()
     assert (tmp_path / "runs/first/exam/exam.json").is_file()
     assert (tmp_path / "report/report.html").is_file()
+    assert (tmp_path / "runs/reranked/rerank.json").is_file()
     asks_the_server(commands)
     python = re.search(r"```python\n(import clipstem.*?)```", README, flags=re.S)
     assert python
@@ -315,6 +320,16 @@ def test_exam_and_report_of_stems_size_take_what_was_promised() -> None:
     assert (figures["questions"], figures["skills"]) == (214_077, 448)
     assert exam["core_seconds"] < 10
     assert report["core_seconds"] < 30 and report["peak_gib"] < 1 and figures["html_mib"] < 10
+
+
+def test_reranking_reaches_what_it_promises() -> None:
+    sets = json.loads((measure.BENCHMARKS / "rerank.json").read_text())["sets"]
+    for found in (sets["gsm8k"], sets["gsm8k without abel-70b"]):
+        mix = found["methods"]["mix"]
+        assert found["questions"] == 1100 and found["scores"] is not None
+        assert mix["over_majority"]["interval"][0] > 0.03
+        assert mix["value"] > found["majority_by_lot"] + 0.03
+    assert sets["gsm8k without abel-70b"]["methods"]["mix"]["over_best_system"]["interval"][0] > 0
 
 
 def test_make_quickstart_runs_the_experiments_commands() -> None:

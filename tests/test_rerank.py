@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -233,6 +235,38 @@ def test_files_that_are_of_no_use_are_refused(
 def test_a_pipe_is_not_waited_for() -> None:
     with pytest.raises(ClipstemError, match="/dev/zero: there is no such file"):
         read(Path("/dev/zero"))
+
+
+def test_the_readmes_line_is_one(tmp_path: Path) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    shown = re.search(r'^\{"id": "q1", "problem": "What is 6.*$', readme, flags=re.M)
+    assert shown
+    (one,) = read(saved(tmp_path / "c.jsonl", shown[0])).asked
+    assert [it.correct for it in one.candidates] == [True, False]
+
+
+GSM8K = os.environ.get("CLIPSTEM_CANDIDATES")
+
+
+@pytest.mark.skipif(GSM8K is None, reason="CLIPSTEM_CANDIDATES names no folder of candidates")
+def test_real_candidates_are_read_and_track_records_beat_the_majority() -> None:
+    files = [Path(str(GSM8K), f"{split}.jsonl") for split in ("train", "valid")]
+    found = candidates.read(files, ["abel-70b"], False, 0.0)
+    assert len(found.asked) == 1100 and not found.skipped
+    lines = [line for it in files for line in it.read_text().splitlines()]
+    made = [normal(str(json.loads(line)["answer"])) for line in lines]
+    agree = [
+        (candidate.final == answer) == candidate.correct
+        for one, answer in zip(found.asked, made, strict=True)
+        for candidate in one.candidates
+    ]
+    assert np.mean(agree) > 0.999  # our normal answers are those of who made the data
+    config = RerankConfig(out="o", scores=Scores.none, subsets=1)
+    measured = rerank(config, found).figures.methods["mix_without_scores"]
+    assert measured.over_majority.interval is not None
+    assert measured.over_majority.interval.low > 0.03
+    assert measured.over_best_system.interval is not None
+    assert measured.over_best_system.interval.low > 0
 
 
 # ---------------------------------------------------------------------------- choosing

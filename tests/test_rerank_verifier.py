@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -176,15 +177,7 @@ def test_scores_know_nothing_of_what_they_judge(tmp_path: Path, learns: TuneMode
     before = cross_fitted(every, FOLDS, config(learns=learns), told.append).score_KC
     assert sum(told) == work(every, FOLDS, config(learns=learns))
     flipped = [
-        Asked(
-            *(getattr(one, name) for name in ("id", "problem", "picture", "subject", "grade")),
-            one.skill,
-            tuple(
-                Candidate(it.place, it.system, it.text, it.final, it.correct is False, None)
-                for it in one.candidates
-            ),
-            4,
-        )
+        replace(one, candidates=tuple(replace(it, correct=not it.correct) for it in one.candidates))
         if fold == 1
         else one
         for one, fold in zip(every, FOLDS, strict=True)
