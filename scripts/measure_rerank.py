@@ -25,8 +25,8 @@ GSM8K = "candidates=[$CLIPSTEM_CANDIDATES/train.jsonl,$CLIPSTEM_CANDIDATES/valid
 BEST = "abel-70b"  # the best system, which the second measurement leaves out
 COMMANDS = {
     "drawn": "python -m clipstem.rerank out=drawn",
-    "gsm8k": f"python -m clipstem.rerank {GSM8K} out=gsm8k",
-    f"gsm8k without {BEST}": f"python -m clipstem.rerank {GSM8K} leave_out=[{BEST}] out=without",
+    "gsm8k": f"python -m clipstem.rerank {GSM8K} folds=3 out=gsm8k",
+    f"gsm8k without {BEST}": f"python -m clipstem.rerank {GSM8K} folds=3 leave_out=[{BEST}] out=without",
 }
 
 
