@@ -24,9 +24,11 @@ from clipstem.statistics import Interval, Paired
 GSM8K = "candidates=[$CLIPSTEM_CANDIDATES/train.jsonl,$CLIPSTEM_CANDIDATES/valid.jsonl]"
 BEST = "abel-70b"  # the best system, which the second measurement leaves out
 COMMANDS = {
-    "drawn": "python -m clipstem.rerank out=drawn",
     "gsm8k": f"python -m clipstem.rerank {GSM8K} folds=3 out=gsm8k",
-    f"gsm8k without {BEST}": f"python -m clipstem.rerank {GSM8K} folds=3 leave_out=[{BEST}] out=without",
+    f"gsm8k without {BEST}": (
+        f"python -m clipstem.rerank {GSM8K} folds=3 leave_out=[{BEST}] out=without"
+    ),
+    "drawn": "python -m clipstem.rerank out=drawn",
 }
 
 
