@@ -593,7 +593,7 @@ def test_the_verb_writes_what_it_prints_and_others_read(
     arguments = ["candidates=[c.jsonl]", "scores=given", "max_skipped_fraction=0.1"]
     run_main(monkeypatch, *arguments, "out=r")
     printed = " ".join(capsys.readouterr().out.split())
-    for part in ("60 questions, 240 candidates", "weighted vote", "any right"):
+    for part in ("60 questions, 240 candidates", "weighted vote", "any right: the"):
         assert part in printed
     assert "1 lines are no questions: see skipped.jsonl" in printed
     names = {path.name for path in Path("r").iterdir()}

@@ -287,19 +287,17 @@ def _or_nothing(slate: Slate) -> list[float | None]:
 def show(found: Figures, folder: str) -> None:
     """Print what each way to choose is worth."""
     table = Table(title=f"{found.known:,} questions, {found.candidates:,} candidates")
-    for name in ("way to choose", "right, %", "95 %", "over majority", "over best system"):
+    for name in ("way to choose", "right, % [95 %]", "over majority", "over best system"):
         table.add_column(name, justify="left" if name == "way to choose" else "right")
     for name in (it for it in METHODS if it in found.methods):
         one = found.methods[name]
-        table.add_row(
-            as_words(name), *_share(one.right), _paired(one.over_majority),
-            _paired(one.over_best_system),
-        )  # fmt: skip
+        compared = (_paired(one.over_majority), _paired(one.over_best_system))
+        table.add_row(as_words(name), _share(one.right), *compared)
     table.add_section()
-    table.add_row("any right (the bound)", *_share(found.any_right))
+    table.add_row("any right: the bound", _share(found.any_right))
     console.print(table)
     systems = Table(title="systems")
-    for name in ("system", "candidates", "right, %", "AUC of scores", "95 % "):
+    for name in ("system", "candidates", "right, %", "AUC of scores", "95 %"):
         systems.add_column(name, justify="left" if name == "system" else "right")
     for name, system in found.systems.items():
         auc = ("–", "") if system.auc is None else _auc(system.auc.value, system.auc.interval)
@@ -309,8 +307,8 @@ def show(found: Figures, folder: str) -> None:
         console.print(line, markup=False, highlight=False)
 
 
-def _share(share: Share) -> tuple[str, str]:
-    return f"{100 * share.value:.1f}", _interval(share.interval)
+def _share(share: Share) -> str:
+    return f"{100 * share.value:.1f} {_interval(share.interval)}"
 
 
 def _paired(paired: Paired) -> str:
