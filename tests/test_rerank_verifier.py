@@ -21,7 +21,7 @@ from clipstem import towers
 from clipstem.command import composed
 from clipstem.config import RerankConfig, TuneMode
 from clipstem.images import to_pixels
-from clipstem.packing import one_a_row
+from clipstem.packing import PADDING, one_a_row
 from clipstem.question import ClipstemError
 from clipstem.rerank import candidates, drawn
 from clipstem.rerank.__main__ import main
@@ -32,6 +32,7 @@ from clipstem.rerank.verifier import (
     Verifier,
     cross_fitted,
     joined,
+    laid_out,
     work,
 )
 from clipstem.tokens import Layout
@@ -148,6 +149,15 @@ def test_packed_scores_are_one_text_at_a_time(tmp_path: Path) -> None:
                 expected.append(float(own.scale * cosine + verifier.bias))
     assert found == pytest.approx(np.array(expected), abs=1e-4)
     assert np.ptp(found) > 0.1
+
+
+def test_what_candidates_share_is_read_once(tmp_path: Path) -> None:
+    (one,) = questions(tmp_path, 1)
+    texts = joined(one, one.candidates, model().tokenizer)
+    packed = laid_out(texts, model().tokenizer)
+    own = sum(len(text.own) for text in texts)
+    assert len(texts[0].shared) > 1 and len(packed.tokens_RT) == 1
+    assert int((packed.group_RT != PADDING).sum()) == len(texts[0].shared) + own
 
 
 def test_what_is_remembered_is_what_is_read(tmp_path: Path) -> None:

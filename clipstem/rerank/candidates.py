@@ -21,7 +21,7 @@ from clipstem.jsonl import next_line, object_of, picture_beside, refuse_misnamed
 from clipstem.question import MAX_OPTIONS, ClipstemError, Picture, invalid_field
 from clipstem.sources import BadField, as_json, one_line
 
-MAX_LINE_BYTES = 32 * 2**20  # a thousand candidates of 30,000 letters fit
+MAX_LINE_BYTES = 8 * 2**20  # a thousand candidates of 8,000 letters fit
 MAX_SYSTEMS = 100
 MAX_NAME = 200  # characters of a system, a skill …
 MAX_FINAL = 10_000  # characters; what has no end is seldom an answer

@@ -100,7 +100,8 @@ def _end(text: str, tokenizer: Tokenizer) -> str:
     return _LONG_WORD.sub(r"\1 ", text[-CHARACTERS_A_TOKEN * tokenizer.context_length :])
 
 
-def _laid_out(texts: Sequence[JoinedText], tokenizer: Tokenizer) -> PackedTexts:
+def laid_out(texts: Sequence[JoinedText], tokenizer: Tokenizer) -> PackedTexts:
+    """Texts in rows; what a question's candidates share is read once a row."""
     if tokenizer.layout is Layout.PACKED:
         return pack(texts, ROW_TOKENS)
     return lay_out(texts, tokenizer)
@@ -129,9 +130,9 @@ class Embeddings:
     def __call__(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
         """text_CD and picture_CD of the groups' candidates, one group after the other."""
         texts = [self.texts[number][place] for number, places in groups for place in places]
-        laid_out = _laid_out(texts, self.towers.tokenizer).map(torch.from_numpy)
+        rows = laid_out(texts, self.towers.tokenizer).map(torch.from_numpy)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            text_CD = self.towers.encode_texts(laid_out.map(self.towers.here))
+            text_CD = self.towers.encode_texts(rows.map(self.towers.here))
             return text_CD, self._pictures(groups, text_CD)
 
     def _pictures(self, groups: Sequence[Group], text_CD: Tensor) -> Tensor:
