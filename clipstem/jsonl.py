@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -70,24 +70,22 @@ class JsonlSource:
         with self.file.open("rb") as lines:
             lines.seek(chunk.start)
             for number in range(chunk.first_row, chunk.first_row + chunk.rows):
-                if (line := read_line(lines)).strip():
+                if (line := next_line(lines)).strip():
                     yield number, or_bad(self._row, line)
 
     def _row(self, line: bytes) -> Row:
         record = _record(line)
         if record.get("id") == "":
             raise BadField("id", "is empty; expected a text")
-        problem_picture = record.get("image")
+        name = record.get("image")
         return Row(
-            id=_text(record, "id"),
+            id=text_of(record, "id"),
             split=self._split(record.get("split")),
-            subject=_text(record, "subject"),
-            grade=_text(record, "grade"),
-            skill=_text(record, "skill"),
-            problem=_text(record, "problem"),
-            picture=None
-            if problem_picture is None
-            else picture_beside(self.file, "image", problem_picture),
+            subject=text_of(record, "subject"),
+            grade=text_of(record, "grade"),
+            skill=text_of(record, "skill"),
+            problem=text_of(record, "problem"),
+            picture=None if name is None else picture_beside(self.file, "image", name),
             options=tuple(self._options(record)),
             answer=_answer(record.get("answer")),
         )
@@ -125,10 +123,10 @@ class JsonlSource:
 
 
 def picture_beside(file: Path, field: str, name: Any) -> bytes:
-    """The bytes of a picture file, which must lie in the folder of the JSON file.
+    """The bytes of a picture file, which must lie in the folder of the JSON file or below.
 
     Raises:
-        BadField: if it does not, or cannot be read.
+        BadField: if it does not, is too large, or cannot be read.
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise BadField(field, f"is {as_json(name)}; expected a path")
@@ -151,22 +149,22 @@ def picture_beside(file: Path, field: str, name: Any) -> bytes:
         raise BadField(field, f"'{name}' cannot be read ({one_line(error)})") from None
 
 
-def read_line(lines: BinaryIO) -> bytes:
+def next_line(lines: BinaryIO, most_bytes: int = MAX_LINE_BYTES) -> bytes:
     """The next line; of one that is too long, a little more than is allowed."""
-    line = piece = lines.readline(MAX_LINE_BYTES + 1)
-    while len(piece) > MAX_LINE_BYTES and not piece.endswith(b"\n"):
-        piece = lines.readline(MAX_LINE_BYTES + 1)
+    line = piece = lines.readline(most_bytes + 1)
+    while len(piece) > most_bytes and not piece.endswith(b"\n"):
+        piece = lines.readline(most_bytes + 1)
     return line
 
 
-def json_object(line: bytes) -> dict[str, Any]:
-    """What a line of JSON holds.
+def object_of(line: bytes, most_bytes: int = MAX_LINE_BYTES) -> dict[str, Any]:
+    """The JSON object that a line holds.
 
     Raises:
-        BadField: if it is too long or no object, or has too many fields.
+        BadField: if the line is too long, or no JSON object of a hundred fields at most.
     """
-    if len(line) > MAX_LINE_BYTES:
-        raise BadField("line", f"is too long; expected at most {MAX_LINE_BYTES:,} bytes")
+    if len(line) > most_bytes:
+        raise BadField("line", f"is too long; expected at most {most_bytes:,} bytes")
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -178,18 +176,34 @@ def json_object(line: bytes) -> dict[str, Any]:
     return record
 
 
-def _record(line: bytes) -> dict[str, Any]:
-    record = json_object(line)
-    missing = [field for field in KNOWN_FIELDS if field not in record]
-    for field in record.keys() - set(KNOWN_FIELDS):
-        meant = OTHER_NAMES.get(field)
+def refuse_misnamed(
+    record: Mapping[str, Any], known: Sequence[str], other_names: Mapping[str, str]
+) -> None:
+    """Refuse a field that is a known one under another name: overlooking it would lose it quietly.
+
+    Raises:
+        BadField: naming the known one.
+    """
+    missing = [field for field in known if field not in record]
+    for field in record.keys() - set(known):
+        meant = other_names.get(field)
         near = [meant] if meant in missing else difflib.get_close_matches(field, missing, 1, 0.75)
         if near:
             raise BadField(field, f"is unknown; did you mean '{near[0]}'?")
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    record = object_of(line)
+    refuse_misnamed(record, KNOWN_FIELDS, OTHER_NAMES)
     return record
 
 
-def _text(record: dict[str, Any], field: str) -> str:
+def text_of(record: Mapping[str, Any], field: str) -> str:
+    """A field that must be there and hold a text.
+
+    Raises:
+        BadField: if it is not so.
+    """
     if field not in record:
         raise BadField(field, "is missing; expected a text")
     value = record[field]

@@ -214,6 +214,61 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
     return float(min(1.0, 2 * bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
+@dataclass(frozen=True)
+class Auc:
+    """How often a right thing has a higher score than a wrong one, equal scores counting half.
+
+    Attributes:
+        value: 0.5 says that scores tell nothing.
+        interval: None with fewer than two right or two wrong things.
+    """
+
+    value: float
+    interval: Interval | None
+
+
+def auc(score_N: Floats, right_N: NDArray[np.bool_]) -> Auc | None:
+    """The area under the ROC curve; None where all are right or all are wrong.
+
+    Source of the interval: DeLong, DeLong and Clarke-Pearson 1988, "Comparing the areas under two
+    or more correlated receiver operating characteristic curves".
+    """
+    right, wrong = score_N[right_N], score_N[~right_N]
+    if not len(right) or not len(wrong):
+        return None
+    rank_N = ranks(score_N)
+    below = (rank_N[right_N] - ranks(right)) / len(wrong)  # share of the wrong below each right
+    above = 1 - (rank_N[~right_N] - ranks(wrong)) / len(right)
+    value = float(below.mean())
+    if min(len(right), len(wrong)) < 2:
+        return Auc(value, None)
+    variance = below.var(ddof=1) / len(right) + above.var(ddof=1) / len(wrong)
+    half = _normal_quantile() * float(np.sqrt(variance))
+    return Auc(value, _interval(value - half, value + half, 0.0, 1.0))
+
+
+def ranks(values: NDArray[Any]) -> Floats:
+    """Ranks from 1, equal values sharing the mean of theirs; of these Spearman's coefficient is
+    the correlation."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    mean: Floats = (ends - (counts - 1) / 2)[place]
+    return mean
+
+
+def block_jackknife(value: float, without_B: Sequence[float], least: float) -> Interval | None:
+    """The interval of a statistic from its values without each of B blocks of about equal size.
+
+    None below 10 blocks. Source: Tukey 1958, "Bias and confidence in not quite large samples".
+    """
+    blocks = len(without_B)
+    if blocks < FEWEST_SKILLS:
+        return None
+    spread = (blocks - 1) * float(np.var(without_B))
+    half = _t_quantile(blocks - 1) * float(np.sqrt(spread))
+    return _interval(value - half, value + half, least, 1.0)
+
+
 def holm(p_S: Floats) -> Floats:
     """Adjusted p-values: all together have the error rate that each is compared with.
 

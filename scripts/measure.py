@@ -184,6 +184,7 @@ def blocks() -> dict[str, str]:
     report = json.loads((BENCHMARKS / "report.json").read_text())
     optional = {"export": exported, "growth": at_every_size, "ask": asked}
     optional = {"export": exported, "growth": at_every_size, "route": routings}
+    optional = {"export": exported, "growth": at_every_size, "rerank": reranked}
     servers = [it for it in measured if "batching" in it]
     return {
         "quickstart": printed(quickstart),
@@ -307,6 +308,63 @@ def routings(figures: dict[str, Any]) -> str:
         ]
         rows.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(rows)
+def reranked(figures: dict[str, Any]) -> str:
+    """What ways to choose are worth, on drawn candidates and on real ones."""
+    sets = figures["sets"]
+    real, without = sets["gsm8k"], sets["gsm8k without abel-70b"]
+    rows = [
+        "![Best of N on GSM8K](benchmarks/rerank.svg)",
+        "",
+        "Right choices, %, with 95 % intervals, and the difference to the best single system in "
+        "points: drawn\ncandidates, and "
+        f"{real['questions']:,} questions of GSM8K with the published solutions of seven systems, "
+        "with and\nwithout the best (`python scripts/measure_rerank.py --folder measuring`).",
+        "",
+        "| way to choose | drawn | GSM8K | over best system | without `abel-70b` "
+        "| over best system |",
+        "|---|---|---|---|---|---|",
+    ]
+
+    def share(it: dict[str, Any]) -> str:
+        return f"{100 * it['value']:.1f} {per_cent(it['interval'])}"
+
+    def difference(it: dict[str, Any]) -> str:
+        return f"{100 * it['difference']:+.1f} {per_cent(it['interval'])}"
+
+    for name in real["methods"]:
+        cells = [share(sets["drawn"]["methods"][name])]
+        for found in (real, without):
+            method = found["methods"][name]
+            cells += [share(method), difference(method["over_best_system"])]
+        rows.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
+    bounds = [f"{share(it['any_right'])} |" for it in (sets["drawn"], real, without)]
+    rows.append(f"| any right (the bound) | {bounds[0]} {bounds[1]} | {bounds[2]} |")
+    lines = []
+    for title, found in (("On GSM8K", real), ("Without `abel-70b`", without)):
+        of = found["scores"]
+        mix = found["methods"]["mix"]["over_majority"]
+        lines.append(
+            f"{title} the mix is {difference(mix)} points over the majority "
+            f"({100 * found['majority_by_lot']:.1f} % if its ties were drawn by lot). Scores add "
+            f"{difference(of['mix'])} points to the mix. Which of two given systems is right they "
+            f"tell in {share(of['given_systems'])} % of the cases where one is; 50 is nothing."
+        )
+    aucs = ", ".join(
+        f"`{name}` {one['auc']:.2f} [{one['auc_interval'][0]:.2f}, {one['auc_interval'][1]:.2f}]"
+        for name, one in real["systems"].items()
+    )
+    minutes = [ran["seconds"] / 60 for ran in figures["commands"]]
+    lines.append(
+        "Within one system's solutions, whatever the question, a right one has the higher score "
+        f"with this chance (AUC): {aucs}. Minutes: {', '.join(f'{it:.0f}' for it in minutes)}, on "
+        "a machine that others used too."
+    )
+    filled = [textwrap.fill(line, 100, break_on_hyphens=False) for line in lines]
+    return "\n".join([*rows, "", "\n\n".join(filled)])
+
+
+def per_cent(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
 
 
 def at_every_size(figures: dict[str, Any]) -> str:

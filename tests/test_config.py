@@ -17,6 +17,8 @@ from clipstem.config import (
     ModelConfig,
     PredictConfig,
     PrepareConfig,
+    RerankConfig,
+    Scores,
     Source,
     TrainConfig,
     TuneConfig,
@@ -44,6 +46,10 @@ def tune(**values: Any) -> TuneConfig:
 
 def predict(**values: Any) -> PredictConfig:
     return PredictConfig(data="d", **values)
+
+
+def rerank(**values: Any) -> RerankConfig:
+    return RerankConfig(out="o", **values)
 
 
 def prepare(**values: Any) -> PrepareConfig:
@@ -130,6 +136,18 @@ def prepare(**values: Any) -> PrepareConfig:
             {"source": Source.stem},
             "conf key 'path': is missing; source=stem expects a folder of parquet files, or a Hub "
             "data set owner/name",
+        ),
+        (rerank, {"folds": 2}, "conf key 'folds': 2 is below 3"),
+        (rerank, {"folds": 1, "scores": Scores.none}, "conf key 'folds': 1 is below 2"),
+        (
+            rerank,
+            {"scores_file": "s"},
+            "conf key 'scores_file': needs scores=given beside it",
+        ),
+        (
+            rerank,
+            {"scores": Scores.given},
+            "conf key 'candidates' is missing; scores=given needs candidates=[<file>.jsonl]",
         ),
         (prepare, {"seed": -1}, "conf key 'seed': -1 is below 0"),
         (prepare, {"tune_fraction": 1.0}, "conf key 'tune_fraction': 1.0 is not from 0 to below 1"),

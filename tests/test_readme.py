@@ -44,6 +44,7 @@ SCHEMAS = {
     "exam": config.ExamConfig,
     "report": config.ReportConfig,
     "route": config.RouteConfig,
+    "rerank": config.RerankConfig,
     "export": config.ExportConfig,
     "serve": config.ServeConfig,
     "submit": config.SubmitConfig,
@@ -51,6 +52,7 @@ SCHEMAS = {
 }
 PACKAGES = ("bank", "report", "serve", "ask")
 PACKAGES = ("bank", "report", "route", "serve")
+PACKAGES = ("bank", "report", "rerank", "serve")
 MODULES: dict[str, Any] = {
     verb: import_module(f"clipstem.{verb}{'.__main__' if verb in PACKAGES else ''}")
     for verb in SCHEMAS
@@ -109,6 +111,8 @@ def shrunk(verb: str, overrides: list[str]) -> list[str]:
         return [*overrides, "repeats=20", "exam.repeats=20"]
     if verb == "route" and not any(o.startswith("gate=") for o in overrides):
         return [*overrides, "folds=3", "repeats=20"]
+    if verb == "rerank":
+        return [*overrides, "questions=24", "epochs=1", "folds=3"]
     if verb == "submit":
         return [*overrides, "where=local"]
     return overrides
@@ -242,11 +246,13 @@ def test_the_readmes_commands_run_in_their_order(
     assert made == {*trained, "quickstart", "fast"}
     assert (tmp_path / "routes/fast/predictions.parquet").is_file()
     assert (tmp_path / "routes/to_ask/decisions.parquet").is_file()
+    assert made == {*trained, "rerank", "reranked"}
     assert (tmp_path / "sweeps/lr/results.csv").is_file()
     assert (tmp_path / "sweeps/predict/predictions.parquet").is_file()
     assert (tmp_path / "preds.txt").is_file()
     assert (tmp_path / "runs/first/exam/exam.json").is_file()
     assert (tmp_path / "report/report.html").is_file()
+    assert (tmp_path / "runs/reranked/rerank.json").is_file()
     asks_the_server(commands)
     python = re.search(r"```python\n(import clipstem.*?)```", README, flags=re.S)
     assert python
@@ -353,6 +359,16 @@ def test_exam_and_report_of_stems_size_take_what_was_promised() -> None:
     assert (figures["questions"], figures["skills"]) == (214_077, 448)
     assert exam["core_seconds"] < 10
     assert report["core_seconds"] < 30 and report["peak_gib"] < 1 and figures["html_mib"] < 10
+
+
+def test_reranking_reaches_what_it_promises() -> None:
+    sets = json.loads((measure.BENCHMARKS / "rerank.json").read_text())["sets"]
+    for found in (sets["gsm8k"], sets["gsm8k without abel-70b"]):
+        mix = found["methods"]["mix"]
+        assert found["questions"] == 1100 and found["scores"] is not None
+        assert mix["over_majority"]["interval"][0] > 0.03
+        assert mix["value"] > found["majority_by_lot"] + 0.03
+    assert sets["gsm8k without abel-70b"]["methods"]["mix"]["over_best_system"]["interval"][0] > 0
 
 
 def test_make_quickstart_runs_the_experiments_commands() -> None:

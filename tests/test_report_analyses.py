@@ -181,11 +181,6 @@ def test_positions_are_counted_for_each_number_of_options(tmp_path: Path) -> Non
     assert rows == [("1 of 2", "12", "50.0", "50.0"), ("2 of 2", "12", "50.0", "50.0")]
 
 
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=30))
-def test_ranks_are_scipys(values: list[int]) -> None:
-    assert analyses.ranks(np.array(values)).tolist() == stats.rankdata(values).tolist()
-
-
 @given(st.lists(st.integers(-1, 9), min_size=1, max_size=30))
 def test_every_number_is_in_one_range(values: list[int]) -> None:
     found = analyses.binned(np.array(values), (0, 1, 4, 6), "words")

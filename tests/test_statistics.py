@@ -11,6 +11,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -18,12 +19,15 @@ from statsmodels.stats.proportion import proportion_confint
 
 from clipstem.statistics import (
     Interval,
+    auc,
+    block_jackknife,
     bootstrap_mean_interval,
     holm,
     mcnemar_exact,
     numbered,
     paired_difference,
     paired_loss_at_most,
+    ranks,
     skills_like_these_interval,
     these_skills_interval,
     these_skills_mean_interval,
@@ -414,3 +418,60 @@ def test_skills_of_which_one_holds_nearly_all_questions_tell_nothing_of_others()
     skill_Q = [*["large"] * 500, *map(str, range(20))]
     right_Q = np.random.default_rng(0).random(520) < 0.6
     assert skills_like_these_interval(right_Q, skill_Q) is None
+
+
+# ---------------------------------------------------------------------------- scores and ranks
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=30))
+def test_ranks_are_scipys(values: list[int]) -> None:
+    assert ranks(np.array(values)).tolist() == scipy.stats.rankdata(values).tolist()
+
+
+def sorted_scores(rng: np.random.Generator, count: int) -> tuple[Any, Any]:
+    """Scores, a few of them equal, of right things half a deviation above those of wrong ones."""
+    right_N = np.arange(count) % 3 == 0
+    return np.round(rng.normal(size=count) + 0.5 * right_N, 1), right_N
+
+
+@given(seed=seeds, count=st.integers(6, 60))
+def test_the_area_under_the_curve_is_scikit_learns_and_delongs(seed: int, count: int) -> None:
+    score_N, right_N = sorted_scores(np.random.default_rng(seed), count)
+    found = auc(score_N, right_N)
+    assert found is not None and found.interval is not None
+    assert found.value == pytest.approx(roc_auc_score(right_N, score_N))
+    # DeLong's variance from its definition, over every pair of a right and a wrong thing.
+    gap = score_N[right_N][:, None] - score_N[~right_N]
+    wins = (gap > 0) + 0.5 * (gap == 0)
+    variance = sum(np.var(wins.mean(axis=1 - a), ddof=1) / wins.shape[a] for a in (0, 1))
+    half = scipy.stats.norm.ppf(0.975) * np.sqrt(variance)
+    assert found.interval.low == pytest.approx(max(found.value - half, 0))
+    assert found.interval.high == pytest.approx(min(found.value + half, 1))
+
+
+def test_the_area_needs_right_and_wrong_things() -> None:
+    score_N = np.array([1.0, 2.0, 3.0])
+    assert auc(score_N, np.ones(3, np.bool_)) is None
+    assert auc(score_N, np.zeros(3, np.bool_)) is None
+    one = auc(score_N, np.array([False, False, True]))
+    assert one is not None and (one.value, one.interval) == (1.0, None)
+
+
+def test_the_areas_interval_holds_the_truth() -> None:
+    truth = scipy.stats.norm.cdf(0.5 / np.sqrt(2))
+    held = []
+    for seed in range(300):
+        found = auc(*sorted_scores(np.random.default_rng(seed), 90))
+        assert found is not None and found.interval is not None
+        held.append(found.interval.low <= truth <= found.interval.high)
+    assert 0.90 <= np.mean(held) <= 0.99
+
+
+def test_a_jackknife_of_a_mean_is_students_interval() -> None:
+    """Blocks of one are the usual standard error."""
+    values = np.random.default_rng(0).normal(0.5, 0.1, 20)
+    without = [float(np.delete(values, place).mean()) for place in range(20)]
+    found = block_jackknife(float(values.mean()), without, -1.0)
+    expected = scipy.stats.t.interval(0.95, 19, values.mean(), scipy.stats.sem(values))
+    assert found is not None and (found.low, found.high) == pytest.approx(expected)
+    assert block_jackknife(0.5, without[:9], -1.0) is None

@@ -15,7 +15,7 @@ from typing import Any
 
 from clipstem import facts
 from clipstem.ask.prompts import LETTERS
-from clipstem.jsonl import json_object, read_line
+from clipstem.jsonl import next_line, object_of
 from clipstem.question import ClipstemError
 from clipstem.sources import BadField
 
@@ -230,13 +230,13 @@ class Answers:
         """
         last = HEADER
         with self.path.open("rb") as lines:
-            first = read_line(lines)
+            first = next_line(lines)
             if first != HEADER and not HEADER.startswith(first):
                 raise ClipstemError(
                     f"conf key 'cache': '{self.path}' is no file of answers; expected one that "
                     "python -m clipstem.ask has made, or a new name"
                 )
-            while line := read_line(lines):
+            while line := next_line(lines):
                 self._take(line)
                 last = line
         if first != HEADER:  # nothing, or a part of it
@@ -249,7 +249,7 @@ class Answers:
         if line == HEADER or not line.strip():  # of files that were put together
             return
         try:
-            record = facts.of_type(_Record, json_object(line))
+            record = facts.of_type(_Record, object_of(line))
         except (BadField, ClipstemError):
             self.passed_over += 1
         else:

@@ -14,7 +14,7 @@ from typing import Any
 
 from clipstem.config import AskConfig, Pictures
 from clipstem.images import check_picture, decoded
-from clipstem.jsonl import json_object, picture_beside, read_line
+from clipstem.jsonl import next_line, object_of, picture_beside
 from clipstem.question import MAX_CHARACTERS, ClipstemError, Picture, Question
 from clipstem.sources import BadField, as_json
 
@@ -49,7 +49,7 @@ def read_captions(path: Path) -> dict[str, str]:
         if not path.is_file():
             raise OSError(0, "there is no such file")
         with path.open("rb") as lines:
-            for number, line in enumerate(iter(lambda: read_line(lines), b""), 1):
+            for number, line in enumerate(iter(lambda: next_line(lines), b""), 1):
                 if not line.strip():
                     continue
                 sha256, caption = _caption(path, number, line)
@@ -69,7 +69,7 @@ def read_captions(path: Path) -> dict[str, str]:
 
 def _caption(path: Path, number: int, line: bytes) -> tuple[str, str]:
     try:
-        record = json_object(line)
+        record = object_of(line)
         for field in ("picture", "caption"):
             if field not in record:
                 raise BadField(field, "is missing; expected a text")

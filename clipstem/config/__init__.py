@@ -12,6 +12,7 @@ from clipstem.config.cluster import Action, SubmitConfig, SweepVerb, Where
 from clipstem.config.data import BankConfig, PrepareConfig, Source, Verify
 from clipstem.config.exams import Choices, ExamConfig, ExamRules, ReportConfig, Rule, ServeConfig
 from clipstem.config.model import ModelConfig, PictureFit, Precision, TrainerConfig
+from clipstem.config.rerank import RerankConfig, Scores
 from clipstem.config.routing import Method, RouteConfig
 from clipstem.config.scoring import ExportConfig, PredictConfig, Variant
 from clipstem.config.training import (
@@ -48,8 +49,10 @@ __all__ = [
     "PredictConfig",
     "PrepareConfig",
     "ReportConfig",
+    "RerankConfig",
     "RouteConfig",
     "Rule",
+    "Scores",
     "ServeConfig",
     "Source",
     "SubmitConfig",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +28,12 @@ from clipstem.report.page import (
     percent,
     signed_percent,
 )
-from clipstem.statistics import skills_like_these_interval, these_skills_interval, wilson
+from clipstem.statistics import (
+    ranks,
+    skills_like_these_interval,
+    these_skills_interval,
+    wilson,
+)
 
 Floats = NDArray[np.float64]
 
@@ -320,15 +324,6 @@ def correlation_in_words(x: Floats, y: Floats) -> str:
     if min(len(np.unique(x)), len(np.unique(y))) < 2:
         return f"{NOTHING} (n = {len(x)})"
     return f"{decimal(float(np.corrcoef(x, y)[0, 1]), 2)} (n = {len(x)})"
-
-
-def ranks(values: NDArray[Any]) -> Floats:
-    """Ranks from 1, equal values sharing the mean of theirs; of these Spearman's coefficient is
-    the correlation."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    mean: Floats = (ends - (counts - 1) / 2)[place]
-    return mean
 
 
 # ---------------------------------------------------------------------------- model size

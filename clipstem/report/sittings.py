@@ -11,9 +11,10 @@ from clipstem import charts, exam
 from clipstem.config import ExamConfig, ExamRules
 from clipstem.exam import Exam, Score
 from clipstem.prediction import Predictions
-from clipstem.report.analyses import correlation_in_words, ranks
+from clipstem.report.analyses import correlation_in_words
 from clipstem.report.answers import Answers, Labels, Model
 from clipstem.report.page import NOTHING, Chart, Part, Section, Table, count, percent
+from clipstem.statistics import ranks
 
 Exams = Mapping[str, Exam]
 """Of each model, by its name."""

@@ -1,0 +1,1 @@
+"""Which of several generated answers to take: verified, voted for, weighed by track records."""
