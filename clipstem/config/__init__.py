@@ -15,6 +15,7 @@ from clipstem.config.scoring import ExportConfig, PredictConfig, Variant
 from clipstem.config.training import (
     AssembleConfig,
     Augment,
+    DistillConfig,
     LoggerConfig,
     OptimizerConfig,
     Perturbation,
@@ -31,6 +32,7 @@ __all__ = [
     "Augment",
     "BankConfig",
     "Choices",
+    "DistillConfig",
     "ExamConfig",
     "ExamRules",
     "ExportConfig",
