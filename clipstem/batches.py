@@ -36,9 +36,9 @@ class Batches:
     `order_SN` holds numbers of questions within the split, `NOBODY` where a batch is not full. A
     question's weight is its share of its global batch, 1 / (the batch's questions) where
     `supervision` does not weigh them, so that the parts' losses add up to the mean over the batch.
-    A part without any question gets one of weight 0 and without an id, so
-    that every part has something to run. A question with a picture that does not decode leaves its
-    place empty, and the batch names it.
+    A part without any question gets one of weight 0 and without an id, so that every part has
+    something to run. A question with a picture that does not decode leaves its place empty, and the
+    batch names it.
 
     Attributes:
         change_seed: pictures are changed mildly, by this seed, the step and the picture; None

@@ -172,11 +172,11 @@ def softened(found: Predictions, temperature: float) -> NDArray[np.float64]:
     whose logits are of different sizes can be averaged. Where they are not known the logarithm of
     the probabilities is the same, but for what has underflowed.
     """
+    logits_QK = np.log(np.maximum(found.probs_QK, np.finfo(np.float64).tiny))
     own = found.provenance.get("temperature")
-    if found.has_logits and own is not None and 0 < own < np.inf:
-        logits_QK = found.logits_QK / own
-    else:
-        logits_QK = np.log(np.maximum(found.probs_QK, np.finfo(np.float64).tiny))
+    if found.has_logits and own is not None and metrics.COLDEST <= own <= metrics.HOTTEST:
+        is_known_Q1 = np.isfinite(found.logits_QK).all(axis=1)[:, None]
+        logits_QK = np.where(is_known_Q1, found.logits_QK.astype(np.float64) / own, logits_QK)
     return metrics.probabilities(logits_QK, found.num_options_Q, temperature)
 
 
