@@ -49,8 +49,7 @@ class Supervision:
         """Whether a teacher has answered it."""
         if self.teacher_NK is None:
             return np.zeros_like(self.labelled_N)
-        taught_N: Flags = self.teacher_NK.any(axis=1)
-        return taught_N
+        return np.asarray(self.teacher_NK.max(axis=1) > 0)
 
     @property
     def learns_N(self) -> Flags:
@@ -175,7 +174,7 @@ def softened(found: Predictions, temperature: float) -> NDArray[np.float64]:
     logits_QK = np.log(np.maximum(found.probs_QK, np.finfo(np.float64).tiny))
     own = found.provenance.get("temperature")
     if found.has_logits and own is not None and metrics.COLDEST <= own <= metrics.HOTTEST:
-        is_known_Q1 = np.isfinite(found.logits_QK).all(axis=1)[:, None]
+        is_known_Q1 = np.isfinite(found.logits_QK).all(axis=1, keepdims=True)
         logits_QK = np.where(is_known_Q1, found.logits_QK.astype(np.float64) / own, logits_QK)
     return metrics.probabilities(logits_QK, found.num_options_Q, temperature)
 

@@ -427,7 +427,8 @@ def slow_contrast(questions: list[Question], answers: list[int], oracle: Oracle)
     pictures: dict[str, Tensor] = {}
     rights: list[tuple[Any, str]] = []
     for question, answer in zip(questions, answers, strict=True):
-        for place, option in enumerate(question.options):
+        options: Sequence[str | Picture] = question.options
+        for place, option in enumerate(options):
             picture = option if isinstance(option, Picture) else question.picture
             assert picture is not None
             context = question.picture if isinstance(option, Picture) else None
@@ -450,10 +451,10 @@ def slow_contrast(questions: list[Question], answers: list[int], oracle: Oracle)
         return math.log(sum(math.exp(it - logits[0]) for it in logits))
 
     losses = []
-    for query, picture in rights:
-        over_queries = [(it, picture) for it in queries if (it, picture) not in rights]
-        over_pictures = [(query, it) for it in pictures if (query, it) not in rights]
-        own = query, picture
+    for own in rights:
+        asked, shown = own
+        over_queries = [(it, shown) for it in queries if (it, shown) not in rights]
+        over_pictures = [(asked, it) for it in pictures if (asked, it) not in rights]
         losses.append((one_of(own, over_queries) + one_of(own, over_pictures)) / 2)
     return losses
 
