@@ -165,7 +165,8 @@ def of_distill(found: Found) -> Figures:
         f"and the teacher {percent(accuracy['distill'])} ({percent(kept['distill'])} % of the "
         f"gain), on the tenth alone {percent(accuracy['tenth'])} (the teacher adds "
         f"{points(changes['tenth'].difference)} {shown(changes['tenth'].interval)}), on all labels "
-        f"alone {percent(accuracy['all'])} ({points(changes['all'].difference)} "
+        f"alone, {len(seeds['all'])} seed, {percent(accuracy['all'])} (the teacher and a tenth add "
+        f"{points(changes['all'].difference)} to that, "
         f"{shown(changes['all'].interval)})",
     }
 
