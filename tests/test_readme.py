@@ -247,6 +247,7 @@ def test_the_readmes_commands_run_in_their_order(
     assert (tmp_path / "routes/fast/predictions.parquet").is_file()
     assert (tmp_path / "routes/to_ask/decisions.parquet").is_file()
     assert made == {*trained, "rerank", "reranked"}
+    assert made == {"careful", "two", "first", "student", "lr_1e-3", "mini", "vit_b32"}
     assert (tmp_path / "sweeps/lr/results.csv").is_file()
     assert (tmp_path / "sweeps/predict/predictions.parquet").is_file()
     assert (tmp_path / "preds.txt").is_file()

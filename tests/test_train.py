@@ -89,6 +89,7 @@ def test_a_run_records_how_it_was_made(finished: Path, drawn_data: Path) -> None
     assert facts["data_sha256"] == shards.open_dataset(str(drawn_data)).manifest.data_sha256
     assert facts["versions"]["torch"] == importlib.metadata.version("torch")
     assert facts["temperature"] > 0
+    assert "supervision" not in facts
     assert "\nsteps: 6\n" in (finished / "config.yaml").read_text()
 
 
@@ -96,6 +97,7 @@ def test_metrics_have_a_row_for_each_evaluation(finished: Path) -> None:
     with (finished / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows if row["tune_macro"]] == ["2", "4", "6"]
+    assert "distill" not in rows[0]
 
 
 def test_predictions_for_valid_are_what_the_saved_weights_give(

@@ -18,6 +18,7 @@ from clipstem.config.scoring import ExportConfig, PredictConfig, Variant
 from clipstem.config.training import (
     AssembleConfig,
     Augment,
+    DistillConfig,
     LoggerConfig,
     OptimizerConfig,
     Perturbation,
@@ -35,6 +36,7 @@ __all__ = [
     "Augment",
     "BankConfig",
     "Choices",
+    "DistillConfig",
     "ExamConfig",
     "ExamRules",
     "ExportConfig",
