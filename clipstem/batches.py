@@ -13,8 +13,16 @@ from numpy.typing import NDArray
 
 from clipstem.images import PictureSpec, change_mildly, to_pixels, warm_up
 from clipstem.pairs import BrokenQuestion, PairBatch, collate
-from clipstem.question import ClipstemError, Kind, Picture, ProblemPicture, Question
+from clipstem.question import (
+    UNKNOWN_ANSWER,
+    ClipstemError,
+    Kind,
+    Picture,
+    ProblemPicture,
+    Question,
+)
 from clipstem.shards import Dataset
+from clipstem.supervision import Supervision
 from clipstem.tokens import Tokenizer
 
 NOBODY = -1  # a place of a batch without a question
@@ -26,8 +34,9 @@ class Batches:
     """Part `n % parts` of global batch `n // parts`: a function of n alone.
 
     `order_SN` holds numbers of questions within the split, `NOBODY` where a batch is not full. A
-    question's weight is 1 / (questions of its global batch), so that the parts' losses add up to
-    the mean over the batch. A part without any question gets one of weight 0 and without an id, so
+    question's weight is its share of its global batch, 1 / (the batch's questions) where
+    `supervision` does not weigh them, so that the parts' losses add up to the mean over the batch.
+    A part without any question gets one of weight 0 and without an id, so
     that every part has something to run. A question with a picture that does not decode leaves its
     place empty, and the batch names it.
 
@@ -35,6 +44,8 @@ class Batches:
         change_seed: pictures are changed mildly, by this seed, the step and the picture; None
             leaves them as they are.
         decodes: False gives one pixel for each picture, for a model that knows them by their keys.
+        supervision: which labels the batches show, teachers' probabilities, and weights; None shows
+            every label.
     """
 
     dataset: Dataset
@@ -46,6 +57,7 @@ class Batches:
     parts: int = 1
     change_seed: int | None = None
     decodes: bool = True
+    supervision: Supervision | None = None
 
     def __len__(self) -> int:
         return len(self.order_SN) * self.parts
@@ -60,9 +72,18 @@ class Batches:
             part_Q = np.where(np.arange(len(part_Q)) == 0, batch_N[0], NOBODY)
         read = iter(self.dataset.read(self.split, part_Q[part_Q != NOBODY]))
         batch = self._whole([None if it == NOBODY else next(read) for it in part_Q], step)
-        weight_Q = (here_Q / (batch_N != NOBODY).sum()).astype(np.float32)
+        weight_Q = self._weights(batch_N)[number % self.parts :: self.parts]
         ids = tuple(id if here else "" for id, here in zip(batch.ids, here_Q, strict=True))
-        return replace(batch, ids=ids, weight_Q=batch.weight_Q * weight_Q)
+        batch = replace(batch, ids=ids, weight_Q=batch.weight_Q * weight_Q)
+        return batch if self.supervision is None else _supervised(batch, part_Q, self.supervision)
+
+    def _weights(self, batch_N: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Each place's share of its global batch, sum 1; fp32."""
+        weight_N = (batch_N != NOBODY).astype(np.float64)
+        if self.supervision is not None:
+            weight_N *= self.supervision.weight_N[batch_N]
+            weight_N /= weight_N.max()  # so that no sum is too large for a float
+        return (weight_N / weight_N.sum()).astype(np.float32)
 
     def _whole(self, questions: list[Question | None], step: int) -> PairBatch:
         """The batch without its broken questions.
@@ -93,6 +114,18 @@ class Batches:
         if self.change_seed is None:
             return pixels_HWC
         return change_mildly(pixels_HWC, self.change_seed, step, int(picture.sha256[:16], 16))
+
+
+def _supervised(
+    batch: PairBatch, numbers_Q: NDArray[np.int64], supervision: Supervision
+) -> PairBatch:
+    """The batch with the labels that may be used and what teachers say of its questions."""
+    is_there_Q = np.array([id != "" for id in batch.ids])
+    answer_Q = np.where(supervision.labelled_N[numbers_Q], batch.answer_Q, UNKNOWN_ANSWER)
+    if supervision.teacher_NK is None:
+        return replace(batch, answer_Q=answer_Q)
+    teacher_QK = supervision.teacher_NK[numbers_Q, : batch.cell_QK.shape[1]]
+    return replace(batch, answer_Q=answer_Q, teacher_QK=teacher_QK * is_there_Q[:, None])
 
 
 def read_ahead(batches: Batches) -> Iterator[PairBatch]:

@@ -13,7 +13,6 @@ logits is `clipstem.pairs`, as for torch.
 
 from __future__ import annotations
 
-import hashlib
 import html
 import json
 import re
@@ -28,6 +27,7 @@ from clipstem import facts
 from clipstem.config import Variant
 from clipstem.images import PictureSpec
 from clipstem.question import ClipstemError, ProblemPicture
+from clipstem.storage import file_sha256
 from clipstem.tokens import Layout, Tokens
 
 FORMAT_VERSION = 1
@@ -159,11 +159,6 @@ def hashes(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _check_hash(path: Path, expected: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from clipstem.atomic import new_file
 class CsvLog(Logger):
     """`metrics.csv`: a row for each logging, appended.
 
-    A resumed run keeps the rows up to its checkpoint's step.
+    A resumed run keeps the rows up to its checkpoint's step. `others` are columns besides the usual
+    ones.
     """
 
     COLUMNS = (
@@ -25,9 +26,10 @@ class CsvLog(Logger):
         *("tune_macro", "tune_micro", "tune_nll"),
     )
 
-    def __init__(self, path: Path, steps_done: int) -> None:
+    def __init__(self, path: Path, steps_done: int, others: Sequence[str] = ()) -> None:
         super().__init__()
         self.path = path
+        self.columns = (*self.COLUMNS, *others)
         if path.exists() and path.stat().st_size:
             # A row that a killed process began has no end: it is none.
             header, *rows = path.read_text().rpartition("\n")[0].splitlines()
@@ -47,7 +49,7 @@ class CsvLog(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         is_new = not (self.path.exists() and self.path.stat().st_size)
         with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, self.COLUMNS, lineterminator="\n")
+            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
             if is_new:
                 writer.writeheader()
             writer.writerow(

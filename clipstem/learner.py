@@ -36,7 +36,8 @@ MAX_LOG_SCALE = math.log(100)  # CLIP's own clamp of the logit scale, arXiv 2103
 
 
 class Learner(L.LightningModule):
-    """Cross-entropy over a question's options, plus the in-batch contrast by its weight.
+    """Cross-entropy over a question's options, mixed with distillation where there are teachers,
+    plus the in-batch contrast by its weight.
 
     Attributes:
         nonfinite: the steps that were skipped because their gradient was not finite, with the
@@ -77,6 +78,8 @@ class Learner(L.LightningModule):
         self._skip(batch)
         terms = self.terms(batch)
         total = terms["listwise"] + self.config.contrast_weight * terms["contrast"]
+        if "distill" in terms:
+            total = total + terms["distill"]
         said = ranks.mean({name: value.detach() for name, value in terms.items()})
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         # "step" tells Lightning which step the values belong to: optimiser steps, counted from 1.
@@ -98,7 +101,12 @@ class Learner(L.LightningModule):
             )
 
     def terms(self, batch: PairBatch) -> dict[str, Tensor]:
-        """The part's share of each loss, of the accuracy, and the logit scale."""
+        """The part's share of each loss, of the accuracy, and the logit scale.
+
+        Where there are teachers, `listwise` and `distill` are the two as they are mixed. A question
+        without a label then has the teachers' choice as its answer in the contrast, which counts as
+        much as they are sure of it, and in the accuracy.
+        """
         image_ID, text_UD = self.towers.embed(batch)
         # Only the towers run in bf16: cosines, softmax and losses need fp32.
         with torch.autocast(self.device.type, enabled=False):
@@ -108,12 +116,22 @@ class Learner(L.LightningModule):
             logits_QK = pairs.score(batch, cosine_VI, scale)
             smoothing = self.config.tune.label_smoothing
             listwise_Q = loss.listwise(logits_QK, batch.answer_Q, smoothing)
+            sure_Q = None
+            means = {"listwise": listwise_Q}
+            if batch.teacher_QK is not None:
+                distill = self.config.distill
+                share_Q = loss.share_of_teachers(batch, distill.weight)
+                distill_Q = loss.distillation(logits_QK, batch.teacher_QK, distill.temperature)
+                means = {"listwise": (1 - share_Q) * listwise_Q, "distill": share_Q * distill_Q}
+                batch, sure_Q = loss.with_teachers_choices(batch)
             own = every = loss.right_pairs(batch)
             if ranks.world() > 1 and self.config.contrast_weight:
                 cosine_VI, own, every = loss.over_ranks(batch, image_ID, query_VD, own)
             contrast_Q = loss.in_batch_contrast(scale * cosine_VI, own, every)
+            if sure_Q is not None:
+                contrast_Q = sure_Q * contrast_Q
         right_Q = (logits_QK.argmax(dim=1) == batch.answer_Q).float()
-        means = {"listwise": listwise_Q, "contrast": contrast_Q, "accuracy": right_Q}
+        means |= {"contrast": contrast_Q, "accuracy": right_Q}
         return {name: self._mean(value_Q, batch) for name, value_Q in means.items()} | {
             "scale": scale
         }
@@ -121,7 +139,7 @@ class Learner(L.LightningModule):
     def _mean(self, value_Q: Tensor, batch: PairBatch) -> Tensor:
         """The part's share of the mean over the global batch.
 
-        Weights are 1 / (questions of the global batch); Lightning divides by the number of parts
+        Weights add up to 1 over the global batch; Lightning divides by the number of parts
         that are accumulated, and torch by the number of ranks, so that is taken back here.
         """
         return (value_Q * batch.weight_Q).sum() * self.config.accumulate * ranks.world()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,39 @@ def listwise(logits_QK: Tensor, answer_Q: Tensor, smoothing: float = 0.0) -> Ten
     options_Q = (~empty_QK).sum(dim=1).clamp(min=1)
     even_Q = every_QK.sum(dim=1) / options_Q * (answer_Q >= 0)
     return (1 - smoothing) * right_Q + smoothing * even_Q
+
+
+def distillation(logits_QK: Tensor, teacher_QK: Tensor, temperature: float) -> Tensor:
+    """T² · KL(teacher ‖ student) over the question's own options, [Q], nats.
+
+    `teacher_QK` are probabilities at the temperature T, the student's are softmax(logits / T). A
+    question whose row is 0 everywhere has loss 0. Source: Hinton et al. (arXiv 1503.02531): with T²
+    the gradient's size does not depend on T.
+    """
+    empty_QK = logits_QK <= LOWEST_LOGIT
+    student_QK = F.log_softmax((logits_QK / temperature).masked_fill(empty_QK, LOWEST_LOGIT), dim=1)
+    cross_QK = teacher_QK * student_QK.masked_fill(empty_QK, 0.0)
+    return temperature**2 * (torch.xlogy(teacher_QK, teacher_QK) - cross_QK).sum(dim=1)
+
+
+def share_of_teachers(batch: PairBatch, weight: float) -> Tensor:
+    """What share of each question's loss is the teachers', [Q]: `weight` beside a label."""
+    assert batch.teacher_QK is not None
+    is_taught_Q = batch.teacher_QK.any(dim=1).float()
+    return is_taught_Q * torch.where(batch.answer_Q < 0, 1.0, weight)
+
+
+def with_teachers_choices(batch: PairBatch) -> tuple[PairBatch, Tensor]:
+    """The batch with an answer wherever there is one, and how sure it is, [Q].
+
+    A label is sure, 1. Where there is none, the teachers' most probable option stands for it, as
+    sure as their probability.
+    """
+    assert batch.teacher_QK is not None
+    sure_Q, choice_Q = batch.teacher_QK.max(dim=1)
+    is_guessed_Q = (batch.answer_Q < 0) & (sure_Q > 0)
+    answer_Q = torch.where(is_guessed_Q, choice_Q, batch.answer_Q)
+    return replace(batch, answer_Q=answer_Q), torch.where(is_guessed_Q, sure_Q, 1.0)
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,8 @@ class PairBatch:
         weight_Q: fp32, what the question counts in a loss; 0 for an empty place.
         truncated_Q: int64, the most tokens that an option's text lost.
         skipped: questions that were left out of the batch, and why; their places are empty.
+        teacher_QK: fp32, probabilities to learn from, 0 in the whole row of a question that has
+            none; None where nobody has any.
     """
 
     ids: tuple[str, ...]
@@ -107,6 +109,7 @@ class PairBatch:
     weight_Q: Array
     truncated_Q: Array
     skipped: tuple[tuple[str, str], ...] = ()
+    teacher_QK: Array | None = None
 
     def map(self, change: Callable[[Array], Array]) -> PairBatch:
         """The same batch with every array changed, for example moved to a device."""
@@ -114,6 +117,7 @@ class PairBatch:
             name: change(value)
             for name, value in vars(self).items()
             if name not in ("ids", "pictures", "texts", "joined", "queries", "skipped")
+            and value is not None
         }
         return replace(self, texts=self.texts.map(change), **arrays)
 

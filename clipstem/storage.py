@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import os
 import re
@@ -166,6 +167,12 @@ def storage(location: str) -> Folder | Site:
     if re.match(r"https?://", location):
         return Site(location)
     return Folder(Path(location))
+
+
+def file_sha256(path: Path) -> str:
+    """The hash of a local file's bytes."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _wrong_size(where: str, found: int, size: int) -> ClipstemError:

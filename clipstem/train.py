@@ -10,6 +10,7 @@ import logging
 import math
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,7 @@ from clipstem.run import Run
 from clipstem.scorer import Scorer
 from clipstem.shards import Dataset
 from clipstem.stopping import STOPPED, StopRequest
+from clipstem.supervision import Supervision, supervision
 from clipstem.towers import Towers
 
 log = logging.getLogger(__name__)
@@ -67,18 +69,23 @@ def _train(config: TrainConfig, stop: StopRequest, to_release: contextlib.ExitSt
     dataset = _questions(config)
     _refuse_what_would_fail(config, dataset)
     learns = config.tune.mode is not TuneMode.zero_shot
-    order_SN = training_order(dataset, config) if learns else None
+    supervised = order_SN = None
+    if learns:
+        supervised = supervision(config, dataset, usable(dataset, "train", answered=False))
+        order_SN = training_order(dataset, config, supervised)
     model = towers.create(config.model, config.seed)
     layers.set_up(model.model, config.tune)
     provenance = {
         "run": config.out,
         "model": config.model.name,
-        "train_questions_of_skill": dataset.manifest.skills["train"],
+        "train_questions_of_skill": _questions_of_skill(dataset, supervised),
         "train_perturb": None if config.perturb is None else config.perturb.value,
     }
     scorer = _scorer(model, config, provenance)
     # ---- the run's folder
-    made, checkpoint, done = ranks.from_first(lambda: _begin(config, dataset, to_release))
+    made, checkpoint, done = ranks.from_first(
+        lambda: _begin(config, dataset, supervised, to_release)
+    )
     made = replace(made, is_writer=ranks.is_first())
     # ---- steps, and what is made of the weights that they led to
     kept: list[int] = []
@@ -86,7 +93,7 @@ def _train(config: TrainConfig, stop: StopRequest, to_release: contextlib.ExitSt
         learning = scorer
         if config.tune.mode is TuneMode.head and config.tune.reuse_features:
             learning = _remembering(config, dataset, order_SN, scorer)
-        kept = _fit(config, dataset, order_SN, learning, made, checkpoint, done, stop)
+        kept = _fit(config, dataset, order_SN, supervised, learning, made, checkpoint, done, stop)
         _choose_weights(config, dataset, kept, learning, made)
     # ---- what comes out, calibrated on tune, scored on valid
     if has_answers(dataset, "tune"):
@@ -111,14 +118,23 @@ def _train(config: TrainConfig, stop: StopRequest, to_release: contextlib.ExitSt
 
 
 def _begin(
-    config: TrainConfig, dataset: Dataset, to_release: contextlib.ExitStack
+    config: TrainConfig,
+    dataset: Dataset,
+    supervised: Supervision | None,
+    to_release: contextlib.ExitStack,
 ) -> tuple[Run, Path | None, int]:
     """The run's folder, which no other process may write to until `to_release` is closed.
 
     Returns the run, the checkpoint to go on from, and the steps that are done.
     """
     data_sha256 = dataset.manifest.data_sha256
-    facts = {"seed": config.seed, "data": config.data, "data_sha256": data_sha256}
+    facts: dict[str, Any] = {
+        "seed": config.seed,
+        "data": config.data,
+        "data_sha256": data_sha256,
+    }
+    if supervised is not None:
+        facts["supervision"] = supervised.facts
     config_yaml = OmegaConf.to_yaml(OmegaConf.structured(config))
     made = run.start(Path(config.out), config_yaml, config.resume, facts)
     try:  # a killed process's right to write ends with it
@@ -133,6 +149,11 @@ def _begin(
     if made.facts["data_sha256"] != data_sha256:
         raise ClipstemError(
             f"{config.data}: is not the data that {made.folder} began with (data_sha256 differs)"
+        )
+    if made.facts.get("supervision") != facts.get("supervision"):
+        raise ClipstemError(
+            f"{made.folder}: began with other contents of its files of weights or teachers (their "
+            "sha256 are in run.json); put those back, or choose another out=<folder>"
         )
     return made, *made.last_whole_checkpoint(_damage)
 
@@ -180,21 +201,31 @@ def _scorer(model: Towers, config: TrainConfig, provenance: dict[str, Any]) -> S
     return Scorer(model, config.trainer, problem_picture=mode, provenance=provenance)
 
 
-def training_order(dataset: Dataset, config: TrainConfig) -> NDArray[np.int64]:
+def _questions_of_skill(dataset: Dataset, supervised: Supervision | None) -> dict[str, int]:
+    """How many questions of each skill there are to learn from."""
+    if supervised is None:
+        return dataset.manifest.skills["train"]
+    skill_N = np.asarray(dataset.index("train")["skill"].to_pylist(), dtype=object)
+    return dict(sorted(Counter(skill_N[supervised.learns_N].tolist()).items()))
+
+
+def training_order(
+    dataset: Dataset, config: TrainConfig, supervised: Supervision | None = None
+) -> NDArray[np.int64]:
     """Numbers of the questions of each global batch of the whole run, [steps, batch_size].
 
-    Questions without a picture or an answer are left out and counted.
+    Questions without a picture, or without anything to learn from, are left out and counted.
 
     Raises:
         ClipstemError: if none is left.
     """
-    flags = usable(dataset, "train", answered=True)
+    flags = usable(dataset, "train", answered=True) if supervised is None else supervised.learns_N
     if not flags.any():
         raise ClipstemError(
             f"{config.data}: none of the {len(flags):,} questions of 'train' has a picture and an "
             "answer; there is nothing to train on"
         )
-    if skipped := int((~flags).sum()):
+    if supervised is None and (skipped := int((~flags).sum())):
         log.info("%d of %d questions have no picture or no answer: skipped", skipped, len(flags))
     per_epoch = -(-int(flags.sum()) // config.batch_size)
     steps = config.steps or max(1, round(config.epochs * per_epoch))
@@ -209,6 +240,7 @@ def _fit(
     config: TrainConfig,
     dataset: Dataset,
     order_SN: NDArray[np.int64],
+    supervised: Supervision | None,
     scorer: Scorer,
     made: Run,
     checkpoint: Path | None,
@@ -234,6 +266,7 @@ def _fit(
         parts=config.accumulate * ranks.world(),
         change_seed=None if tune.augment is None else config.seed,
         decodes=not (isinstance(model, RememberingTowers) and model.knows_pictures),
+        supervision=supervised,
     )
     if ranks.world() > 1 and any(isinstance(it, _BatchNorm) for it in model.modules()):
         log.warning(
@@ -335,7 +368,7 @@ def _remembering(
 def _loggers(config: TrainConfig, made: Run, steps_done: int) -> list[Logger]:
     loggers: list[Logger] = [
         TensorBoardLogger(made.folder, name="", version="tensorboard", purge_step=steps_done + 1),
-        CsvLog(made.metrics, steps_done),
+        CsvLog(made.metrics, steps_done, others=["distill"] if config.distill.teachers else []),
     ]
     if config.logger.wandb_project is not None:
         # A resumed run goes on in the same run of W&B, another run of that folder does not.

@@ -123,6 +123,53 @@ def of_forgetting(found: Found) -> Figures:
     }
 
 
+def of_distill(found: Found) -> Figures:
+    """What students keep of their teacher's gain over chance, on `valid`; macro over subjects."""
+    (teacher,) = runs(found, "quickstart/valid")
+    students = {name: runs(found, rf"{name}_\d/valid") for name in ("distill", "tenth", "all")}
+    subjects, skills = teacher.columns["subject"], teacher.columns["skill"]
+    options_Q, answer_Q = teacher.num_options_Q, teacher.answer_Q
+    taught = summarize(teacher.probs_QK, answer_Q, options_Q, subjects)
+    seeds = {
+        name: [
+            summarize(it.probs_QK, answer_Q, options_Q, it.columns["subject"]).macro for it in every
+        ]
+        for name, every in students.items()
+    }
+    right_Q = {name: mean_right_Q([*every]) for name, every in students.items()}
+    accuracy = {name: float(np.mean(every)) for name, every in seeds.items()}
+    kept = {
+        name: (it - taught.chance_macro) / (taught.macro - taught.chance_macro)
+        for name, it in accuracy.items()
+    }
+    changes = {
+        name: paired_difference(right_Q["distill"], right_Q[name], skills)
+        for name in ("tenth", "all")
+    }
+    parameters = [it.provenance["parameters"] for it in (students["distill"][0], teacher)]
+    return {
+        "questions": taught.questions,
+        "parameters": {"student": parameters[0], "teacher": parameters[1]},
+        "teacher": rounded(taught.macro),
+        "chance": rounded(taught.chance_macro),
+        "accuracy": {name: rounded(it) for name, it in accuracy.items()},
+        "seeds": {name: [rounded(it) for it in every] for name, every in seeds.items()},
+        "gain_kept": {name: rounded(it) for name, it in kept.items()},
+        "distill_adds_to": {
+            name: {"difference": rounded(it.difference), "interval": ends(it.interval)}
+            for name, it in changes.items()
+        },
+        "result": f"mean of {len(seeds['distill'])} seeds, valid macro: teacher "
+        f"{percent(taught.macro)} % (chance {percent(taught.chance_macro)}), a student of "
+        f"{percent(parameters[0] / parameters[1])} % of its parameters with a tenth of the labels "
+        f"and the teacher {percent(accuracy['distill'])} ({percent(kept['distill'])} % of the "
+        f"gain), on the tenth alone {percent(accuracy['tenth'])} (the teacher adds "
+        f"{points(changes['tenth'].difference)} {shown(changes['tenth'].interval)}), on all labels "
+        f"alone {percent(accuracy['all'])} ({points(changes['all'].difference)} "
+        f"{shown(changes['all'].interval)})",
+    }
+
+
 def of_picture_fit(found: Found) -> Figures:
     """Each way to fit a picture into a square, on `valid`, and its change from the crop."""
     ways = {name: runs(found, f"picture_fit_{name}/valid")[0] for name in ("crop", "pad", "squash")}
@@ -150,6 +197,7 @@ CLAIMS: dict[str, Callable[[Found], Figures]] = {
     "realset_mini_blind": of_realset_mini_blind,
     "forgetting": of_forgetting,
     "picture_fit": of_picture_fit,
+    "distill": of_distill,
 }
 """Experiments of several runs; any other has one, of its own name."""
 

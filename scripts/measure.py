@@ -177,7 +177,7 @@ def blocks() -> dict[str, str]:
     ]
     quickstart = json.loads((BENCHMARKS / "quickstart.json").read_text())
     report = json.loads((BENCHMARKS / "report.json").read_text())
-    optional = {"export": exported, "growth": at_every_size}
+    optional = {"export": exported, "growth": at_every_size, "distill": distilled}
     servers = [it for it in measured if "batching" in it]
     return {
         "quickstart": printed(quickstart),
@@ -250,6 +250,30 @@ def exported(figures: dict[str, Any]) -> str:
                 f"| {found['turn_questions'] / seconds[variant]:,.0f} "
                 f"| {seconds['torch'] / seconds[variant]:.2f} | {speed} | {cosine} | {first} |"
             )
+    return "\n".join(rows)
+
+
+def distilled(figures: dict[str, Any]) -> str:
+    """What students of a third of the teacher's parameters learnt, a row a kind of student."""
+    names = {
+        "distill": "a tenth of the labels, and the teacher on every question",
+        "tenth": "a tenth of the labels alone",
+        "all": "all labels alone",
+    }
+    parameters = {name: f"{it / 1e6:.1f}" for name, it in figures["parameters"].items()}
+    rows = [
+        "| learnt from | accuracy on `valid`, % | each seed | gain over chance kept, % |",
+        "|---|---|---|---|",
+        f"| the teacher: all labels, {parameters['teacher']} million parameters "
+        f"| {100 * figures['teacher']:.1f} | | 100 |",
+    ]
+    for name, title in names.items():
+        seeds = ", ".join(f"{100 * it:.1f}" for it in figures["seeds"][name])
+        rows.append(
+            f"| student, {parameters['student']} million: {title} "
+            f"| {100 * figures['accuracy'][name]:.1f} | {seeds} "
+            f"| {100 * figures['gain_kept'][name]:.1f} |"
+        )
     return "\n".join(rows)
 
 

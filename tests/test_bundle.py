@@ -17,6 +17,7 @@ from clipstem import bundle, shards
 from clipstem.bundle import CLEAN, BundleTokenizer, TextSettings
 from clipstem.config import Variant
 from clipstem.question import ClipstemError
+from clipstem.storage import file_sha256
 from clipstem.tokens import Layout
 from clipstem.towers import TextTokenizer
 
@@ -85,7 +86,7 @@ def test_a_moved_bundle_is_whole(moved: Path) -> None:
     facts = bundle.read(moved, Variant.int8)
     assert set(facts.variants) == {"fp32", "int8"}
     assert facts.sha256 == {
-        name: bundle.file_sha256(moved / name)
+        name: file_sha256(moved / name)
         for name in (
             *("fp32/picture.onnx", "fp32/text.onnx", "tokenizer.json"),
             *("int8/picture.onnx", "int8/text.onnx"),

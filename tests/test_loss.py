@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import Letters, picture, pixels, question, questions, unpacked
 
-from clipstem.loss import in_batch_contrast, listwise, right_pairs
+from clipstem.loss import distillation, in_batch_contrast, listwise, right_pairs
 from clipstem.pairs import LOWEST_LOGIT, PairBatch, collate, render
 from clipstem.question import ProblemPicture, Question
 from clipstem.tokens import join
@@ -60,6 +60,62 @@ def test_listwise_leaves_unknown_answers_and_empty_cells_alone() -> None:
     assert losses.tolist() == [0, 0, 0]
     (gradient,) = torch.autograd.grad(losses.sum(), logits_QK)
     assert gradient.tolist() == [[0, 0], [0, 0], [0, 0]]
+
+
+# ---------------------------------------------------------------------------- distillation
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=6),
+    st.sampled_from([0.3, 1.0, 2.0, 20.0]),
+    st.integers(0, 99),
+)
+def test_distillation_is_the_divergence_over_the_questions_own_options(
+    options: list[int], temperature: float, seed: int
+) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    logits_QK = torch.full((len(options) + 1, max(options)), LOWEST_LOGIT)
+    teacher_QK = torch.zeros_like(logits_QK)
+    expected = []
+    for place, count in enumerate(options):
+        logits_QK[place, :count] = 5 * torch.randn(count, generator=rng)
+        if place % 3 == 2:
+            expected.append(0.0)  # nobody teaches it
+            continue
+        teacher_QK[place, :count] = torch.rand(count, generator=rng)
+        teacher_QK[place, 0] *= place % 2  # some say 0
+        teacher_QK[place] /= teacher_QK[place].sum().clamp(min=1e-9)
+        values = [math.exp(it / temperature) for it in logits_QK[place, :count].tolist()]
+        wanted = teacher_QK[place, :count].tolist()
+        pairs = zip(wanted, values, strict=True)
+        each = [p * (math.log(p) - math.log(v / sum(values))) for p, v in pairs if p]
+        expected.append(temperature**2 * sum(each))
+    expected.append(0.0)  # an empty place
+    logits_QK.requires_grad_()
+    losses_Q = distillation(logits_QK, teacher_QK, temperature)
+    torch.testing.assert_close(losses_Q, torch.tensor(expected), rtol=1e-4, atol=1e-4)
+    (gradient_QK,) = torch.autograd.grad(losses_Q.sum(), logits_QK)
+    assert gradient_QK.isfinite().all() and not gradient_QK[logits_QK <= LOWEST_LOGIT].any()
+    assert not gradient_QK[~teacher_QK.any(dim=1)].any()
+
+
+def test_whoever_agrees_with_the_teacher_has_nothing_to_lose() -> None:
+    logits_QK = torch.tensor([[3.0, -1.0, 0.5]], requires_grad=True)
+    losses_Q = distillation(logits_QK, (logits_QK.detach() / 2).softmax(dim=1), 2.0)
+    assert losses_Q.item() == pytest.approx(0, abs=1e-6)
+    (gradient_QK,) = torch.autograd.grad(losses_Q.sum(), logits_QK)
+    assert gradient_QK.abs().max() < 1e-6
+
+
+def test_the_gradients_size_does_not_depend_on_the_temperature() -> None:
+    """Hinton et al. (arXiv 1503.02531): at high temperatures it is (z - v) / K."""
+    logits_QK = torch.tensor([[0.3, -0.1, -0.2]], requires_grad=True)
+    theirs_QK = torch.tensor([[-0.5, 0.4, 0.1]])
+    for temperature in (100.0, 1000.0):
+        losses_Q = distillation(logits_QK, (theirs_QK / temperature).softmax(dim=1), temperature)
+        (gradient_QK,) = torch.autograd.grad(losses_Q.sum(), logits_QK)
+        torch.testing.assert_close(gradient_QK, (logits_QK - theirs_QK) / 3, atol=2e-2, rtol=0)
 
 
 # ---------------------------------------------------------------------------- contrast

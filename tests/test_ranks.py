@@ -9,17 +9,20 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import DRAWN_SKILLS, once
+from supervising import teacher, write_weights
 from training import an_epoch, ids_by_step, told, train_and_tell
 
 from clipstem import prediction, ranks, shards
-from clipstem.config import PrepareConfig, TrainConfig, TrainerConfig
+from clipstem.config import DistillConfig, PrepareConfig, TrainConfig, TrainerConfig
 from clipstem.prepare import prepare
 from clipstem.question import ClipstemError
+from clipstem.run import Run
 from clipstem.stopping import STOPPED
 from clipstem.train import train
 
@@ -64,10 +67,15 @@ def test_ranks_train_as_one_does(
     if accumulate > 1:
         one = as_ranks(1, an_epoch(data, tmp_path / "one/run", accumulate=accumulate))
     found = as_ranks(count, an_epoch(data, tmp_path / "several/run", accumulate=accumulate))
-    assert ids_by_step(found) == ids_by_step(one)
+    assert_same(found, one, count)
     every = sorted(id for ids in ids_by_step(found).values() for id in ids)
     dataset = shards.open_dataset(str(data))
     assert every == sorted(dataset.index("train")["id"].to_pylist())
+
+
+def assert_same(found: Path, one: Path, count: int) -> None:
+    """So many ranks had the same questions, losses and predictions as one."""
+    assert ids_by_step(found) == ids_by_step(one)
     expected = told(one, "losses")
     heard = told(found, "losses")
     for rank in range(count):
@@ -77,6 +85,29 @@ def test_ranks_train_as_one_does(
     ours, theirs = (prediction.read(it / "run/predictions/valid.parquet") for it in (found, one))
     assert ours.columns == theirs.columns
     np.testing.assert_allclose(ours.probs_QK, theirs.probs_QK, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_ranks_learn_from_teachers_and_weights_as_one_does(
+    count: int, data: Path, tmp_path: Path
+) -> None:
+    """Half of the labels, a teacher who knows two questions in three, weights for one in three."""
+    dataset = shards.open_dataset(str(data))
+    size, ids = dataset.size("train"), dataset.index("train")["id"].to_pylist()
+    rows = [number for number in range(size) if number % 3]
+    known = {id: 0.5 * (number % 4) for number, id in enumerate(ids[::3])}
+    settings: dict[str, Any] = {
+        "distill": DistillConfig([str(teacher(tmp_path / "t.parquet", dataset, rows, 0).path)]),
+        "weights": write_weights(tmp_path / "w.parquet", known),
+        "labelled_fraction": 0.5,
+    }
+    one = as_ranks(1, an_epoch(data, tmp_path / "one/run", **settings))
+    found = as_ranks(count, an_epoch(data, tmp_path / "several/run", **settings))
+    assert_same(found, one, count)
+    assert all(losses["distill"] > 0 for _, losses in told(found, "losses"))
+    facts = [Run(it / "run").facts["supervision"] for it in (found, one)]
+    assert facts[0] == facts[1] and 0 < facts[0]["teachers_alone"] < size / 2
 
 
 @pytest.mark.slow

@@ -192,7 +192,7 @@ def test_the_readmes_commands_run_in_their_order(
     bring_questions(tmp_path, monkeypatch)
     bring_sweeps(tmp_path)
     commands = readme_commands()
-    assert len(commands) == 28
+    assert len(commands) == 30
     for command in commands:
         if ".serve " in command:
             continue  # it runs until it is told to end: below
@@ -203,7 +203,7 @@ def test_the_readmes_commands_run_in_their_order(
             (tmp_path / "runs/first/DONE").unlink()
         run_shrunk(command, monkeypatch)
     made = {path.name for path in (tmp_path / "runs").iterdir()}
-    assert made == {"careful", "two", "first", "lr_1e-3", "mini", "vit_b32"}
+    assert made == {"careful", "two", "first", "student", "lr_1e-3", "mini", "vit_b32"}
     assert (tmp_path / "sweeps/lr/results.csv").is_file()
     assert (tmp_path / "sweeps/predict/predictions.parquet").is_file()
     assert (tmp_path / "preds.txt").is_file()

@@ -16,6 +16,7 @@ from clipstem.config.scoring import ExportConfig, PredictConfig, Variant
 from clipstem.config.training import (
     AssembleConfig,
     Augment,
+    DistillConfig,
     LoggerConfig,
     OptimizerConfig,
     Perturbation,
@@ -33,6 +34,7 @@ __all__ = [
     "BankConfig",
     "Choices",
     "CurateConfig",
+    "DistillConfig",
     "ExamConfig",
     "ExamRules",
     "ExportConfig",

@@ -125,6 +125,37 @@ class TuneConfig:
 
 
 @dataclass
+class DistillConfig:
+    """Teachers whose probabilities are learnt from (Hinton et al., arXiv 1503.02531)."""
+
+    teachers: list[str] = field(default_factory=list)
+    """Predictions files for `train` of the same data; where several have a question, their
+    probabilities are averaged. A question without a row is learnt from its label alone, one without
+    a label from the teachers alone."""
+    temperature: float = 2.0
+    """Divides the student's logits, and those of the teachers behind their own temperature: above
+    1 shows more of how likely wrong options are. The loss is multiplied with its square."""
+    weight: float = 0.5
+    """Share of the teachers, from 0 to 1, where a question has a label too."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "temperature")
+        if not 0 <= self.weight <= 1:
+            raise ClipstemError(f"conf key 'distill.weight': {self.weight} is not from 0 to 1")
+        if len(set(self.teachers)) < len(self.teachers):
+            raise ClipstemError(
+                f"conf key 'distill.teachers': a file stands twice in {self.teachers}"
+            )
+        default = DistillConfig.__dataclass_fields__
+        for name in ("temperature", "weight"):
+            if not self.teachers and getattr(self, name) != default[name].default:
+                raise ClipstemError(
+                    f"conf key 'distill.{name}': has no effect without distill.teachers=[<file>]; "
+                    "leave it out"
+                )
+
+
+@dataclass
 class LoggerConfig:
     """Where metrics go besides `metrics.csv` and TensorBoard."""
 
@@ -174,6 +205,13 @@ class TrainConfig:
     """Parts that a step's questions are computed in; each part sees only its own negatives."""
     contrast_weight: float = 1.0
     """Weight of the in-batch contrast beside the cross-entropy over a question's options."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    labelled_fraction: float = 1.0
+    """Share of each skill's training questions whose answers may be used, drawn by the seed. The
+    others are learnt from teachers if there are any, and left out if not."""
+    weights: str | None = None
+    """A parquet file with the columns `id` and `weight`, such as `curate` writes: what questions
+    count in the loss; 0 leaves one out, one without a row counts 1."""
     perturb: Perturbation | None = None
     """Change every question of the run, of `train`, `tune` and `valid` alike, at the strength that
     `clipstem.perturb` states: `blank_picture` trains a model that never sees a picture."""
@@ -199,6 +237,12 @@ class TrainConfig:
         require_at_least(self, 1, "steps", "patience", "checkpoint_every_steps")
         require_at_least(self, 0, "seed", "contrast_weight", "max_nonfinite_steps")
         require_seed(self.seed)
+        if not 0 < self.labelled_fraction <= 1:
+            raise ClipstemError(
+                f"conf key 'labelled_fraction': {self.labelled_fraction} is not above 0 and at "
+                "most 1"
+            )
+        self._refuse_without_effect()
         if self.batch_size % self.accumulate:
             raise ClipstemError(
                 f"conf key 'accumulate': {self.accumulate} does not divide "
@@ -209,6 +253,19 @@ class TrainConfig:
                 "conf key 'model.problem_picture': 'reference' always answers 0, so there is "
                 "nothing to train; expected 'added' or 'ignored'"
             )
+
+    def _refuse_without_effect(self) -> None:
+        """What says how to learn, where nothing learns."""
+        asked = {
+            "distill.teachers": bool(self.distill.teachers),
+            "labelled_fraction": self.labelled_fraction < 1,
+            "weights": self.weights is not None,
+        }
+        for name, is_asked in asked.items():
+            if is_asked and self.tune.mode is TuneMode.zero_shot:
+                raise ClipstemError(
+                    f"conf key '{name}': has no effect with tune.mode=zero_shot; leave it out"
+                )
 
 
 @dataclass
