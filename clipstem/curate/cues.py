@@ -82,7 +82,13 @@ def find(questions: Fingerprints, among_N: NDArray[np.bool_], seed: int) -> Cues
         right_S = np.bincount(skill_N[right_N], minlength=len(skills))
         chance_S = np.bincount(skill_N[here_N], chance_N[here_N], len(skills))
         tests += [
-            (skill, name, int(count_S[skill]), int(right_S[skill]), chance_S[skill] / count_S[skill])
+            (
+                skill,
+                name,
+                int(count_S[skill]),
+                int(right_S[skill]),
+                chance_S[skill] / count_S[skill],
+            )
             for skill in np.flatnonzero(count_S >= FEW).tolist()
         ]
     p_T = holm(np.array([_chance_of(right, count, chance) for *_, count, right, chance in tests]))

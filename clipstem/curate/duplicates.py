@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,7 +108,7 @@ def _classes_of_uses(questions: Fingerprints, use_U2: Ints) -> Ints:
     cuts = np.flatnonzero(np.diff(use_U2[:, 0])) + 1
     firsts = np.concatenate([[0], cuts, [len(use_U2)]]).tolist()
     joined = []
-    for first, stop in zip(firsts[:-1], firsts[1:], strict=True):
+    for first, stop in pairwise(firsts):
         if stop - first > 1:
             joined += [pairs + first for pairs in near_pairs(questions, use_U2[first:stop, 1])]
     pair_M2 = np.concatenate(joined) if joined else np.zeros((0, 2), np.int64)
@@ -131,9 +132,7 @@ def near_pairs(questions: Fingerprints, picture_U: Ints) -> Iterator[Ints]:
     tree = cKDTree(coarse_UD)
     for at in range(0, len(picture_U), POINTS_AT_ONCE):
         here = cKDTree(coarse_UD[at : at + POINTS_AT_ONCE])
-        found = here.sparse_distance_matrix(
-            tree, COARSE_LEVELS, p=np.inf, output_type="ndarray"
-        )
+        found = here.sparse_distance_matrix(tree, COARSE_LEVELS, p=np.inf, output_type="ndarray")
         pair_M2 = np.stack([found["i"] + at, found["j"]], axis=1).astype(np.int64)
         pair_M2 = pair_M2[pair_M2[:, 0] < pair_M2[:, 1]]
         for start in range(0, len(pair_M2), PAIRS_AT_ONCE):

@@ -7,7 +7,6 @@ are checked. N questions of `train`, K most options.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from clipstem.curate.fingerprints import Ints
 from clipstem.prediction import Predictions
 from clipstem.question import ClipstemError
 from clipstem.shards import Dataset
+from clipstem.storage import file_sha256
 
 HOW = (
     "train runs with weights=<a file of python -m clipstem.curate folds=…> and predict split=train "
@@ -110,7 +110,7 @@ def gather(
         square_N[places] += own_Q**2
         right_N[places] += probs_QK.argmax(axis=1) == answer_N[places]
         answered_N[places] += 1
-        files.append((str(path), _sha256(path), len(rows)))
+        files.append((str(path), file_sha256(path), len(rows)))
     times_N = np.maximum(answered_N, 1)
     variance_N = np.maximum(square_N / times_N - (own_N / times_N) ** 2, 0)
     return Unseen(
@@ -213,10 +213,10 @@ def _left_out(found: Predictions, path: Path, dataset: Dataset) -> set[str]:
     if made.supervision is None or made.supervision.weights is None:
         raise ClipstemError(f"{path}: {run} has seen every question of 'train'; {HOW}")
     given = made.supervision.weights
-    if not Path(given.file).is_file() or _sha256(Path(given.file)) != given.sha256:
+    if not Path(given.file).is_file() or file_sha256(Path(given.file)) != given.sha256:
         raise ClipstemError(
-            f"{path}: {run} was trained with the weights {given.file}, which are not there any more "
-            "or are others now, so that what it has seen is not known; put the file back"
+            f"{path}: {run} was trained with the weights {given.file}, which are not there any "
+            "more or are others now, so that what it has seen is not known; put the file back"
         )
     return {id for id, weight in weights.read(Path(given.file)).items() if weight == 0}
 
@@ -231,7 +231,7 @@ def _run_facts(folder: Path, path: Path) -> _RunFacts:
             values["supervision"] = {"weights": None, **values["supervision"]}
             if values["supervision"].get("teachers"):
                 raise ClipstemError("has teachers, which may have seen the questions")
-        return facts.of_type(_RunFacts, values)
+        made: _RunFacts = facts.of_type(_RunFacts, values)
     except OSError as error:
         raise ClipstemError(
             f"{path}: its run {folder} cannot be read ({error.strerror}), so that what it has seen "
@@ -239,6 +239,7 @@ def _run_facts(folder: Path, path: Path) -> _RunFacts:
         ) from None
     except ClipstemError as error:
         raise ClipstemError(f"{path}: its run {folder}: run.json {error}; {HOW}") from None
+    return made
 
 
 def _refuse_tuned_start(model: str, path: Path, run: str) -> None:
@@ -249,8 +250,3 @@ def _refuse_tuned_start(model: str, path: Path, run: str) -> None:
             f"{path}: {run} began with the weights of {start.parent}, which may have seen the "
             f"questions; {HOW}"
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
