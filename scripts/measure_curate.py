@@ -235,14 +235,16 @@ def _labels(
 
 def _unseen_choices(folder: Path) -> dict[str, int]:
     """What each question's run that did not see it chose."""
-    choices = {}
+    choices: dict[str, int] = {}
     for fold in range(1, FOLDS + 1):
         weights = pq.read_table(folder / f"folds/faults/fold-{fold}.parquet").to_pydict()
         unseen = {id for id, it in zip(weights["id"], weights["weight"], strict=True) if it == 0}
         found = prediction.read(folder / f"runs/faults-fold-{fold}/predictions/train.parquet")
-        for id, choice in zip(found.columns["id"], found.choice_Q.tolist(), strict=True):
-            if id in unseen:
-                choices[id] = choice
+        choices |= {
+            id: choice
+            for id, choice in zip(found.columns["id"], found.choice_Q.tolist(), strict=True)
+            if id in unseen
+        }
     return choices
 
 

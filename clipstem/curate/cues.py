@@ -176,8 +176,8 @@ def _odd_one_out(questions: Fingerprints, value_O: Floats) -> Ints:
     """The only option with a value of its own, where all the others of three or more are alike."""
     question_O = np.repeat(np.arange(len(questions)), questions.num_options_N)
     low_N, high_N = np.full(len(questions), np.inf), np.full(len(questions), -np.inf)
-    np.minimum.at(low_N, question_O, value_O)  # a NaN makes both ends NaN: then nothing is odd
-    np.maximum.at(high_N, question_O, value_O)
+    np.fmin.at(low_N, question_O, value_O)  # a NaN is equal to no end: then nothing is odd
+    np.fmax.at(high_N, question_O, value_O)
     at_low_O, at_high_O = value_O == low_N[question_O], value_O == high_N[question_O]
     others_N = questions.num_options_N - 1
     lows_N = np.bincount(question_O, at_low_O, len(questions))
