@@ -118,6 +118,7 @@ class _Stretch:
     number: list[float] = field(default_factory=list)
     named: list[bool] = field(default_factory=list)
     smalls: dict[bytes, tuple[NDArray[np.uint8], int, int, int]] = field(default_factory=dict)
+    reasons: dict[bytes, str] = field(default_factory=dict)
     broken: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -210,9 +211,10 @@ def _add(part: _Stretch, question: Question) -> None:
     if len(set(plain)) < len(plain):  # "Aa" and "AA" are not the same where both are offered
         plain = [" ".join(text.split()) for text in texts]
     whole = [question.kind.value, problem, str(len(question.options)), *sorted(plain)]
-    has_small = [_add_picture(part, picture, question.id) for picture in question.pictures]
-    if not all(has_small):  # compared with nothing, not even with its own copy
-        whole.append(question.id)
+    reasons = [_add_picture(part, picture) for picture in question.pictures]
+    if broken := next(filter(None, reasons), None):
+        part.broken.append((question.id, broken))
+        whole.append(question.id)  # compared with nothing, not even with its own copy
     part.text.append(_hash("\0".join(whole)))
     part.picture.append(_sha(question.picture) if question.picture else b"")
     part.options.append(
@@ -225,16 +227,16 @@ def _add(part: _Stretch, question: Question) -> None:
     part.named += [_stands_in(text, problem) for text in plain] or [False] * len(question.options)
 
 
-def _add_picture(part: _Stretch, picture: Picture, id: str) -> bool:
-    """Whether the picture decodes; one that does not is a black copy that nobody looks at."""
+def _add_picture(part: _Stretch, picture: Picture) -> str | None:
+    """Why the picture does not decode, or None; its small copy is then black, and without a size."""
     if (sha := _sha(picture)) not in part.smalls:
         try:
             small_HWC, width, height = small_copy(picture.data, SIDE)
         except ClipstemError as error:
-            part.broken.append((id, f"a picture {error}"))
+            part.reasons[sha] = f"a picture {error}"
             small_HWC, width, height = np.zeros((SIDE, SIDE, 3), np.uint8), 0, 0
         part.smalls[sha] = small_HWC, width, height, len(picture.data)
-    return part.smalls[sha][1] > 0
+    return part.reasons.get(sha)
 
 
 def _sha(picture: Picture) -> bytes:
