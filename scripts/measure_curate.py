@@ -40,10 +40,15 @@ SLOW = ("phases-of-the-moon", "mirror-image", "above-below-inside")
 
 FOLDS = 3
 SEEDS = (0, 1, 2)
-LEARNS = "model=tiny batch_size=24 optimizer.lr=1e-3 patience=null trainer.workers=0"
+SMALL = (
+    "model=tiny model.architecture.embed_dim=96 model.architecture.vision_cfg.image_size=32 "
+    "model.architecture.text_cfg.width=96 model.architecture.text_cfg.layers=1"
+)
+"""A third of `tiny`'s work, and as good on the fast skills."""
+LEARNS = f"{SMALL} batch_size=24 optimizer.lr=1e-3 patience=null trainer.workers=0"
 FAULTS = "--wrong 0.1 --duplicates 0.02 --leaks 0.01"
 NOISE = 0.4
-STEPS = {"faults": 600, "noise": 300}
+STEPS = {"faults": 300, "noise": 150}
 QUESTIONS = {"faults": 400, "noise": 300}
 SKILLS = {"faults": FAST + SLOW, "noise": FAST[:5]}
 LEARNT = 0.97  # accuracy of models that have not seen the question, from which a skill is learnt

@@ -291,9 +291,8 @@ def slowly(probs_NK: Any, answer_N: Any, num_options_N: Any, skill_N: Any, answe
             best = max(rest, key=lambda k: (probs_NK[n, k], -k), default=None)
             best_prob = 0.0 if best is None else probs_NK[n, best]
             agree += (probs_NK[n, answer_N[n]] > best_prob) / len(here)
-            if best is not None and best_prob > probs_NK[n, answer_N[n]]:
-                if best_prob >= threshold:
-                    suspected[n] = best
+            if best is not None and best_prob > max(probs_NK[n, answer_N[n]], threshold - 1e-12):
+                suspected[n] = best
         judged[skill] = chance < 1 and agree >= chance + labels.BLIND * (1 - chance)
         if judged[skill]:
             for n, best in suspected.items():
@@ -339,7 +338,7 @@ def test_equal_numbers_of_options_are_cleanlabs_on_all_rotations(options: int) -
     ours = labels.judge(probs_NK, answer_N, np.full(count, options), skill_N, everybody)
     assert (theirs_RN == theirs_RN[0]).all()
     assert (ours.other_N >= 0).tolist() == theirs_RN[0].tolist()
-    assert 20 < (ours.other_N >= 0).sum() < 80
+    assert 10 < (ours.other_N >= 0).sum() < 80
     for name, scores in {
         "self_confidence": ours.confidence_N,
         "normalized_margin": (ours.margin_N + 1) / 2,
@@ -659,7 +658,7 @@ def test_a_run_that_began_with_another_runs_weights_is_refused(
     start = f"local-dir:{tmp_path}/first/weights"
     path = a_run(lots, tmp_path / "run", fold, model=start)
     answer_N = lots.index("train")["answer"].to_numpy()
-    with pytest.raises(ClipstemError, match="began with the weights of .*first"):
+    with pytest.raises(ClipstemError, match=r"began with the weights of .*first"):
         unseen.gather([str(path)], lots, ids_of(lots), answer_N, unseen=False)
     a_run(lots, tmp_path / "assembled-run", fold, model=f"local-dir:{tmp_path}/assembled")
     taken = unseen.gather(
@@ -694,7 +693,7 @@ def test_predictions_for_other_questions_of_the_same_ids_are_refused(
 
 def test_more_folds_than_questions_are_refused(tmp_path: Path) -> None:
     dataset = data(tmp_path, [row(n) for n in range(3)])
-    with pytest.raises(ClipstemError, match="4 folds of the 3 questions .* give 3 or fewer"):
+    with pytest.raises(ClipstemError, match=r"4 folds of the 3 questions .* give 3 or fewer"):
         with_folds(dataset, tmp_path, folds=4)
     assert not (tmp_path / "folds").exists()
 
@@ -924,7 +923,7 @@ def test_copies_are_in_one_fold(faulty: tuple[Dataset, dict[str, Any]], tmp_path
 def test_the_sheet_shows_questions_beside_their_twins_and_asks_nobody(
     faulty: tuple[Dataset, dict[str, Any]], tmp_path: Path
 ) -> None:
-    dataset, truth = faulty
+    dataset, _ = faulty
     made = curated(dataset, tmp_path / "curated", shown=2)
     page = (tmp_path / "curated/sheet.html").read_text()
     assert "default-src 'none'" in page and "prefers-color-scheme:dark" in page
@@ -1025,7 +1024,7 @@ def test_hostile_curate_json_is_refused(kind: str, lots: Dataset, tmp_path: Path
 
 
 def test_a_curate_json_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ClipstemError, match="there is no such file; expected the curate.json"):
+    with pytest.raises(ClipstemError, match=r"there is no such file; expected the curate\.json"):
         report.read(tmp_path / "curate.json")
 
 

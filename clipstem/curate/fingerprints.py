@@ -228,7 +228,7 @@ def _add(part: _Stretch, question: Question) -> None:
 
 
 def _add_picture(part: _Stretch, picture: Picture) -> str | None:
-    """Why the picture does not decode, or None; its small copy is then black, and without a size."""
+    """Why the picture does not decode, or None; its copy is then black, and without a size."""
     if (sha := _sha(picture)) not in part.smalls:
         try:
             small_HWC, width, height = small_copy(picture.data, SIDE)
