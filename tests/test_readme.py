@@ -39,6 +39,7 @@ SCHEMAS = {
     "train": config.TrainConfig,
     "predict": config.PredictConfig,
     "bank": config.BankConfig,
+    "curate": config.CurateConfig,
     "assemble": config.AssembleConfig,
     "exam": config.ExamConfig,
     "report": config.ReportConfig,
@@ -46,7 +47,7 @@ SCHEMAS = {
     "serve": config.ServeConfig,
     "submit": config.SubmitConfig,
 }
-PACKAGES = ("bank", "report", "serve")
+PACKAGES = ("bank", "curate", "report", "serve")
 MODULES: dict[str, Any] = {
     verb: import_module(f"clipstem.{verb}{'.__main__' if verb in PACKAGES else ''}")
     for verb in SCHEMAS
@@ -101,6 +102,8 @@ def shrunk(verb: str, overrides: list[str]) -> list[str]:
         return [*overrides, "batch_size=8", "trainer.workers=0"]
     if verb == "exam":
         return [*overrides, "repeats=20"]
+    if verb == "curate":  # of a sweep's runs there is the first
+        return [*(re.sub(r"(=\[[^,]*),.*\]", r"\1]", o) for o in overrides), "workers=1"]
     if verb == "report":
         return [*overrides, "repeats=20", "exam.repeats=20"]
     if verb == "submit":
@@ -192,7 +195,7 @@ def test_the_readmes_commands_run_in_their_order(
     bring_questions(tmp_path, monkeypatch)
     bring_sweeps(tmp_path)
     commands = readme_commands()
-    assert len(commands) == 30
+    assert len(commands) == 36
     for command in commands:
         if ".serve " in command:
             continue  # it runs until it is told to end: below
@@ -203,7 +206,17 @@ def test_the_readmes_commands_run_in_their_order(
             (tmp_path / "runs/first/DONE").unlink()
         run_shrunk(command, monkeypatch)
     made = {path.name for path in (tmp_path / "runs").iterdir()}
-    assert made == {"careful", "two", "first", "student", "lr_1e-3", "mini", "vit_b32"}
+    assert made == {
+        "careful",
+        "two",
+        "first",
+        "student",
+        "lr_1e-3",
+        "mini",
+        "vit_b32",
+        "fold-1",
+        "curated",
+    }
     assert (tmp_path / "sweeps/lr/results.csv").is_file()
     assert (tmp_path / "sweeps/predict/predictions.parquet").is_file()
     assert (tmp_path / "preds.txt").is_file()

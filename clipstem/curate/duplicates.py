@@ -21,7 +21,7 @@ from scipy.spatial import cKDTree
 from clipstem.curate.fingerprints import NO_PICTURE, SIDE, Fingerprints, Ints
 
 # Between what copies differ by (in other formats, up to a tenth larger or smaller: at most 64
-# levels in a fine cell, 16.2 in a coarse one, 2 in the median) and what drawn questions of one skill
+# levels in a fine cell, 16.2 in a coarse one, 2 in the median) and what drawn questions of a skill
 # do; on the drawn bank with another seed than it is measured with.
 COARSE = 8  # cells a side that the tree knows; each is the mean of SIDE / COARSE squared
 COARSE_LEVELS = 17.0  # most difference of a coarse cell in any channel, of 256 levels
