@@ -39,7 +39,7 @@ SLOW = ("phases-of-the-moon", "mirror-image", "above-below-inside")
 """Skills that a small model learns in a few hundred steps, and some that it does not."""
 
 FOLDS = 3
-SEEDS = (0, 1, 2)
+SEEDS = "0,1,2"
 SMALL = (
     "model=tiny model.architecture.embed_dim=96 model.architecture.vision_cfg.image_size=32 "
     "model.architecture.text_cfg.width=96 model.architecture.text_cfg.layers=1"
@@ -71,17 +71,16 @@ def commands() -> list[str]:
     lines.append("python -m clipstem.prepare source=stem path=bank/noise out=shards/clean")
     for name in SKILLS:
         lines += folds_of(name)
-    for seed in SEEDS:
-        given = {
-            "clean": "data=shards/clean",
-            "noisy": "data=shards/noise",
-            "weighted": "data=shards/noise weights=curated/noise/weights.parquet",
-        }
-        lines += [
-            f"python -m clipstem.train {what} out=runs/{name}_{seed} {learns('noise')} seed={seed}"
-            for name, what in given.items()
-        ]
-    return lines
+    given = {
+        "clean": "data=shards/clean",
+        "noisy": "data=shards/noise",
+        "weighted": "data=shards/noise weights=curated/noise/weights.parquet",
+    }
+    return lines + [
+        f"python -m clipstem.train -m seed={SEEDS} {what} out='runs/{name}_${{seed}}' "
+        f"{learns('noise')}"
+        for name, what in given.items()
+    ]
 
 
 def learns(name: str) -> str:
@@ -91,24 +90,18 @@ def learns(name: str) -> str:
 def folds_of(name: str) -> list[str]:
     """Folds, runs that leave one out, what they say of it, and the curation."""
     data = f"data=shards/{name}"
-    lines = [
+    runs = [f"runs/{name}-fold-{fold}" for fold in range(1, FOLDS + 1)]
+    files = [f"{run}/predictions/train.parquet" for run in runs]
+    folds = ",".join(str(fold) for fold in range(1, FOLDS + 1))
+    return [
         f"python -m clipstem.prepare source=stem path=planted/{name} out=shards/{name}",
         f"python -m clipstem.curate {data} folds={FOLDS} out=folds/{name} workers=1",
-    ]
-    files = []
-    for fold in range(1, FOLDS + 1):
-        out = f"runs/{name}-fold-{fold}"
-        lines += [
-            f"python -m clipstem.train {data} weights=folds/{name}/fold-{fold}.parquet out={out} "
-            f"{learns(name)}",
-            f"python -m clipstem.predict run={out} {data} split=train trainer.workers=0",
-        ]
-        files.append(f"{out}/predictions/train.parquet")
-    lines.append(
+        f"python -m clipstem.train -m seed={folds} weights='folds/{name}/fold-${{seed}}.parquet' "
+        f"out='runs/{name}-fold-${{seed}}' {data} {learns(name)}",
+        f"python -m clipstem.predict -m run={','.join(runs)} {data} split=train trainer.workers=0",
         f"python -m clipstem.curate {data} predictions=[{','.join(files)}] out=curated/{name} "
-        "workers=1"
-    )
-    return lines
+        "workers=1",
+    ]
 
 
 # ---------------------------------------------------------------------------- what was found
@@ -267,7 +260,7 @@ def of_noise(folder: Path) -> dict[str, Any]:
     found = {
         name: [
             prediction.read(folder / f"runs/{name}_{seed}/predictions/valid.parquet")
-            for seed in SEEDS
+            for seed in SEEDS.split(",")
         ]
         for name in ("clean", "noisy", "weighted")
     }
