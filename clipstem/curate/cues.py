@@ -97,10 +97,11 @@ def find(questions: Fingerprints, among_N: NDArray[np.bool_], seed: int) -> Cues
         if p < P and right / count >= chance + GAIN * (1 - chance):
             found.append(Cue(str(skills[skill]), name, count, right, chance, p))
     found.sort(key=lambda cue: (-cue.right / cue.questions, cue.skill, cue.name))
+    number_of = {str(skill): number for number, skill in enumerate(skills)}
     found_by_N = np.full(len(questions), NOWHERE, np.int64)
     for number, cue in enumerate(found):
         right_N = (pointed[cue.name] == questions.answer_N) & known_N
-        hit_N = right_N & (questions.skill_N == cue.skill) & (found_by_N == NOWHERE)
+        hit_N = right_N & (skill_N == number_of[cue.skill]) & (found_by_N == NOWHERE)
         found_by_N[hit_N] = number
     return Cues(tuple(found), found_by_N, len(tests))
 

@@ -226,9 +226,15 @@ def balanced(
         after_N[train] *= weight_N[train].sum() / after_N[train].sum()
     after_U = np.bincount(unit_T, after_N[train], len(units))
     rows = tuple(
-        UnitRow(*unit, int(size), int(out), float(weight), float(evened))
-        for unit, size, out, weight, evened in zip(
-            units, size_U, left_out_U, after_U, evened_U, strict=True
+        UnitRow(
+            subject=subject,
+            grade=grade,
+            skill=skill,
+            questions=int(size_U[number]),
+            left_out=int(left_out_U[number]),
+            weight=float(after_U[number]),
+            evened=float(evened_U[number]),
         )
+        for number, (subject, grade, skill) in enumerate(units)
     )
     return after_N, rows

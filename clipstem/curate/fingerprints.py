@@ -169,7 +169,7 @@ def read(dataset: Dataset, workers: Workers, progress: Callable[[int], None]) ->
         shape = (len(pictures), SIDE, SIDE, 3)
         small_PHWC: NDArray[np.uint8] = np.zeros(shape, np.uint8)
         if pictures:  # the mapping outlives the file's name and its handle
-            small_PHWC = np.memmap(file, np.uint8, "r", shape=shape)  # type: ignore[arg-type]
+            small_PHWC = np.memmap(file, np.uint8, "r", shape=shape)
     fact_P3 = np.array(facts, np.int64).reshape(-1, 3)
     return Fingerprints(
         index=_index(dataset),
