@@ -104,10 +104,35 @@ def thumbnail(data: bytes, max_side: int) -> bytes:
             image.thumbnail((max_side, max_side), reducing_gap=None)
         shown = image.convert("RGBA")
     shown.thumbnail((max_side, max_side))
-    white = Image.new("RGBA", shown.size, "white")
     buffer = io.BytesIO()
-    Image.alpha_composite(white, shown).convert("RGB").save(buffer, "WEBP", quality=80)
+    on_white(shown).save(buffer, "WEBP", quality=80)
     return buffer.getvalue()
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """A decoded picture as people see it on a page, RGB."""
+    shown = image.convert("RGBA")
+    white = Image.new("RGBA", shown.size, "white")
+    return Image.alpha_composite(white, shown).convert("RGB")
+
+
+def small_copy(data: bytes, side: int) -> tuple[np.ndarray, int, int]:
+    """The picture on white squeezed into a square, uint8 [side, side, 3], and its width and height.
+
+    Each value is the mean of a cell of the picture, so that pictures which were encoded again or
+    made a little larger or smaller keep nearly the same.
+
+    Raises:
+        ClipstemError: if the bytes are not a picture that can be read whole.
+    """
+    with _open(data, MAX_PIXELS) as image:
+        width, height = image.size
+        image.draft("RGB", (4 * side, 4 * side))  # a large JPEG is decoded near that size
+        _decode(image)
+        if image.mode not in ("RGB", "L"):
+            image = on_white(image)
+        squeezed = image.resize((side, side), Image.Resampling.BOX)
+    return np.asarray(squeezed.convert("RGB")), width, height
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,12 @@ from numpy.typing import NDArray
 from clipstem.console import MASTERED, accuracy_of_skill
 from clipstem.metrics import summarize
 from clipstem.prediction import Predictions
-from clipstem.statistics import Interval, paired_difference, these_skills_mean_interval
+from clipstem.statistics import (
+    Interval,
+    paired_difference,
+    skills_like_these_interval,
+    these_skills_mean_interval,
+)
 
 Found = Mapping[str, Predictions]
 Figures = dict[str, Any]
@@ -261,6 +266,48 @@ def _of_routing(made: Figures) -> Figures:
             }
             for skill in scored["skills"][:5]
         ],
+ALTERED = ("case", "word_drops", "greyscale", "rotation", "crop", "noise")
+
+
+def of_generalisation(found: Found) -> Figures:
+    """Accuracy on questions drawn anew, altered ones, and skills that were never seen."""
+    name = "generalisation"
+    valid = found[f"{name}/valid"]
+    accuracy = {
+        which: float(right_of(found[f"{name}/{which}"]).mean())
+        for which in ("valid", "anew", "others")
+    }
+    others = found[f"{name}/others"]
+    chance = {
+        which: float((1 / found[f"{name}/{which}"].num_options_Q).mean())
+        for which in ("valid", "others")
+    }
+    interval = skills_like_these_interval(right_of(others), others.columns["skill"])
+    drops = {}
+    for change in ALTERED:
+        altered = runs(found, rf"{name}/valid-{change}")
+        if altered:
+            drops[change] = paired_difference(
+                right_of(altered[0]), right_of(valid), valid.columns["skill"]
+            )
+    worst = min(drops, key=lambda change: drops[change].difference)
+    return {
+        "micro": {which: rounded(value) for which, value in accuracy.items()},
+        "chance": {which: rounded(value) for which, value in chance.items()},
+        "others_interval": ends(interval),
+        "others_skills": {
+            skill: rounded(value) for skill, value in accuracy_of_skill(others).items()
+        },
+        "drops": {
+            change: {"difference": rounded(it.difference), "interval": ends(it.interval)}
+            for change, it in drops.items()
+        },
+        "result": f"{percent(accuracy['valid'])} % on its skills (chance "
+        f"{percent(chance['valid'])}), {percent(accuracy['anew'])} drawn anew; altered from "
+        f"{points(max(it.difference for it in drops.values()))} to "
+        f"{points(drops[worst].difference)} ({worst.replace('_', ' ')}); "
+        f"{percent(accuracy['others'])} % on skills it has never seen (chance "
+        f"{percent(chance['others'])})",
     }
 
 
@@ -269,6 +316,7 @@ CLAIMS: dict[str, Callable[[Found], Figures]] = {
     "realset_mini_blind": of_realset_mini_blind,
     "forgetting": of_forgetting,
     "picture_fit": of_picture_fit,
+    "generalisation": of_generalisation,
     "distill": of_distill,
 }
 """Experiments of several runs; any other has one, of its own name."""

@@ -15,6 +15,7 @@ ROWS = (
     ("question",),
     ("config.checks",),
     ("config.model", "config.data", "config.cluster", "config.ask"),
+    ("config.model", "config.data", "config.cluster", "config.curation"),
     ("config.training",),
     ("config.scoring",),
     ("config.exams", "config.routing"),
@@ -35,6 +36,7 @@ ROWS = (
         "route",
         "rerank",
         "rerank.drawn",
+        "curate",
         "stopping",
     ),
     ("command", "prediction", "weights", "run", "bank.canvas", "ranks"),
@@ -70,6 +72,13 @@ ROWS = (
     ("report.answers", "batches", "memory", "bundle"),
     ("report.analyses", "report.comparisons", "report.gallery", "report.rerank", "engine"),
     ("report.sittings",),
+    ("spool", "pairs", "report.published", "report.page", "curate.fingerprints"),
+    (
+        *("report.answers", "batches", "memory", "bundle", "report.curate"),
+        *("curate.duplicates", "curate.labels", "curate.cues", "curate.unseen"),
+    ),
+    ("report.analyses", "report.comparisons", "report.gallery", "engine", "curate.findings"),
+    ("report.sittings", "curate.sheet"),
     ("towers", "loss", "loader", "csv_log", "merge"),
     ("scorer", "onnx_scorer", "layers", "averages", "serve", "serve.requests", "serve.sittings"),
     ("features", "learner", "callbacks", "serve.batching"),
@@ -78,6 +87,7 @@ ROWS = (
     ("serve.__main__", "submit", "ask.__main__"),
     ("serve.__main__", "submit", "route.__main__"),
     ("serve.__main__", "submit", "rerank.__main__"),
+    ("serve.__main__", "submit", "curate.__main__"),
 )
 """From the bottom up: a module imports from rows below its own, never from its own or above."""
 
@@ -95,6 +105,8 @@ LIGHT = (
     "packing",
     "exam",
     "charts",
+    "curate.__main__",
+    "report.curate",
     "report.__main__",
     "report.gallery",
     "report.route",

@@ -40,6 +40,7 @@ SCHEMAS = {
     "train": config.TrainConfig,
     "predict": config.PredictConfig,
     "bank": config.BankConfig,
+    "curate": config.CurateConfig,
     "assemble": config.AssembleConfig,
     "exam": config.ExamConfig,
     "report": config.ReportConfig,
@@ -53,6 +54,7 @@ SCHEMAS = {
 PACKAGES = ("bank", "report", "serve", "ask")
 PACKAGES = ("bank", "report", "route", "serve")
 PACKAGES = ("bank", "report", "rerank", "serve")
+PACKAGES = ("bank", "curate", "report", "serve")
 MODULES: dict[str, Any] = {
     verb: import_module(f"clipstem.{verb}{'.__main__' if verb in PACKAGES else ''}")
     for verb in SCHEMAS
@@ -107,6 +109,8 @@ def shrunk(verb: str, overrides: list[str]) -> list[str]:
         return [*overrides, "batch_size=8", "trainer.workers=0"]
     if verb == "exam":
         return [*overrides, "repeats=20"]
+    if verb == "curate":  # of a sweep's runs there is the first
+        return [*(re.sub(r"(=\[[^,]*),.*\]", r"\1]", o) for o in overrides), "workers=1"]
     if verb == "report":
         return [*overrides, "repeats=20", "exam.repeats=20"]
     if verb == "route" and not any(o.startswith("gate=") for o in overrides):
@@ -227,6 +231,7 @@ def test_the_readmes_commands_run_in_their_order(
     commands = readme_commands()
     assert len(commands) == 30
     assert len(commands) == 32
+    assert len(commands) == 36
     for command in commands:
         if ".serve " in command:
             continue  # it runs until it is told to end: below
@@ -248,6 +253,17 @@ def test_the_readmes_commands_run_in_their_order(
     assert (tmp_path / "routes/to_ask/decisions.parquet").is_file()
     assert made == {*trained, "rerank", "reranked"}
     assert made == {"careful", "two", "first", "student", "lr_1e-3", "mini", "vit_b32"}
+    assert made == {
+        "careful",
+        "two",
+        "first",
+        "student",
+        "lr_1e-3",
+        "mini",
+        "vit_b32",
+        "fold-1",
+        "curated",
+    }
     assert (tmp_path / "sweeps/lr/results.csv").is_file()
     assert (tmp_path / "sweeps/predict/predictions.parquet").is_file()
     assert (tmp_path / "preds.txt").is_file()

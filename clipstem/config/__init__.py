@@ -9,6 +9,7 @@ from __future__ import annotations
 from clipstem.config.ask import AskConfig, Pictures
 from clipstem.config.checks import SOURCE_SPLITS
 from clipstem.config.cluster import Action, SubmitConfig, SweepVerb, Where
+from clipstem.config.curation import CurateConfig
 from clipstem.config.data import BankConfig, PrepareConfig, Source, Verify
 from clipstem.config.exams import Choices, ExamConfig, ExamRules, ReportConfig, Rule, ServeConfig
 from clipstem.config.model import ModelConfig, PictureFit, Precision, TrainerConfig
@@ -36,6 +37,7 @@ __all__ = [
     "Augment",
     "BankConfig",
     "Choices",
+    "CurateConfig",
     "DistillConfig",
     "ExamConfig",
     "ExamRules",

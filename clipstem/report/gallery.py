@@ -97,18 +97,45 @@ def mistakes(answers: Answers, model: Model, texts: Texts, most: int, name: str)
 
 
 def _mistake(model: Model, number: int, question: Question, name: str) -> Mistake:
+    return shown_question(
+        question,
+        name,
+        f"{question.subject}, {question.grade}: {question.skill} ({question.id})",
+        [percent(p) for p in model.probs_QK[number, : len(question.options)].tolist()],
+        int(model.answer_Q[number]),
+        int(model.choice_Q[number]),
+    )
+
+
+def shown_question(
+    question: Question,
+    name: str,
+    title: str,
+    probabilities: Sequence[str],
+    answer: int,
+    choice: int,
+) -> Mistake:
+    """A question with its pictures made smaller, and what was said of each option.
+
+    `answer` and `choice` are places of options; one that is no place marks none.
+    """
     picture, trouble = _shown(question.picture, PROBLEM_PX)
     options: Sequence[str | Picture] = question.options
     return Mistake(
         name=name,
-        title=f"{question.subject}, {question.grade}: {question.skill} ({question.id})",
+        title=title,
         problem=question.problem + (f" (its picture {trouble})" if trouble else ""),
         picture=picture,
-        options=[_option(option, place, model, number) for place, option in enumerate(options)],
+        options=[
+            _option(option, place, probability, answer, choice)
+            for place, (option, probability) in enumerate(zip(options, probabilities, strict=True))
+        ],
     )
 
 
-def _option(option: str | Picture, place: int, model: Model, number: int) -> Option:
+def _option(
+    option: str | Picture, place: int, probability: str, answer: int, choice: int
+) -> Option:
     text, picture, trouble = f"picture {place + 1}", None, ""
     if isinstance(option, str):
         text = option
@@ -117,9 +144,9 @@ def _option(option: str | Picture, place: int, model: Model, number: int) -> Opt
     return Option(
         text=f"{text} ({trouble})" if trouble else text,
         picture=picture,
-        probability=percent(model.probs_QK[number, place]),
-        is_answer=place == model.answer_Q[number],
-        is_choice=place == model.choice_Q[number],
+        probability=probability,
+        is_answer=place == answer,
+        is_choice=place == choice,
     )
 
 

@@ -1,0 +1,1 @@
+"""Looking for questions that a model had better not learn from: `python -m clipstem.curate`."""

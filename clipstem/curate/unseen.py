@@ -1,0 +1,252 @@
+"""Predictions of runs for questions that they have not seen, and the folds that make such runs.
+
+A question that a run has learnt from says little about its label: the run remembers it. So of every
+predictions file only the questions are taken that its run's file of weights left out, after both
+are checked. N questions of `train`, K most options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clipstem import facts, prediction, weights
+from clipstem.curate.fingerprints import Ints
+from clipstem.prediction import Predictions
+from clipstem.question import ClipstemError
+from clipstem.shards import Dataset
+from clipstem.storage import file_sha256
+
+HOW = (
+    "train runs with weights=<a file of python -m clipstem.curate folds=…> and predict split=train "
+    "with each, or say unseen=true for models that have seen none of the questions"
+)
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """What models say of questions that they have not seen.
+
+    Attributes:
+        mean_NK: the mean of the probabilities over the models that answered the question.
+        spread_N: the standard deviation of the answer's probability over them.
+        right_N: share of them whose choice is the answer.
+        answered_N: how many they are; where it is 0 the rest means nothing.
+        files: of each predictions file its path, sha256 and how many of its questions were taken.
+    """
+
+    mean_NK: NDArray[np.float64]
+    spread_N: NDArray[np.float64]
+    right_N: NDArray[np.float64]
+    answered_N: Ints
+    files: tuple[tuple[str, str, int], ...]
+
+
+def deal(group_N: Ints, skill_N: NDArray[np.object_], folds: int, seed: int) -> Ints:
+    """A fold for each question, int64 [N]: groups stay together, skills are spread evenly.
+
+    The groups of a skill are dealt one after the other, in random order; a group that is in
+    several skills counts to the first by name.
+    """
+    order = np.lexsort((np.random.default_rng(seed).permutation(len(group_N)), skill_N.astype(str)))
+    fold_of: dict[int, int] = {}
+    for number in order.tolist():
+        fold_of.setdefault(int(group_N[number]), len(fold_of) % folds)
+    return np.array([fold_of[int(group)] for group in group_N], np.int64)
+
+
+def write_folds(folder: Path, ids: Sequence[str], fold_N: Ints, folds: int) -> list[Path]:
+    """Write a file of weights for each fold, in which its questions have the weight 0.
+
+    Raises:
+        ClipstemError: if a fold has no question, or has all of them.
+    """
+    counts = np.bincount(fold_N, minlength=folds)
+    if (counts == 0).any():
+        raise ClipstemError(
+            f"conf key 'folds': {folds} folds of the {len(ids):,} questions of 'train' that are "
+            f"not the same leave one empty; give {max(2, int((counts > 0).sum()))} or fewer"
+        )
+    paths = []
+    for fold in range(folds):
+        paths.append(folder / f"fold-{fold + 1}.parquet")
+        weight_N = (fold_N != fold).astype(np.float64)
+        weights.write(paths[-1], pa.table({"id": pa.array(ids, pa.string()), "weight": weight_N}))
+    return paths
+
+
+def gather(
+    paths: Sequence[str], dataset: Dataset, ids: Sequence[str], answer_N: Ints, unseen: bool
+) -> Unseen:
+    """Read predictions for `train` and keep what each run said of questions it has not seen.
+
+    `ids` are those of `train` in its order. With `unseen` every prediction is kept.
+
+    Raises:
+        ClipstemError: if a file is not of this data's `train`, or its run has seen the questions or
+            cannot be shown not to have.
+    """
+    place_of = {id: place for place, id in enumerate(ids)}
+    num_options_N = dataset.index("train")["num_options"].to_numpy()
+    shape = (len(ids), int(num_options_N.max(initial=1)))
+    sum_NK, answered_N = np.zeros(shape), np.zeros(len(ids), np.int64)
+    own_N, square_N, right_N = np.zeros(len(ids)), np.zeros(len(ids)), np.zeros(len(ids))
+    files = []
+    for path in map(Path, paths):
+        found = prediction.read(path)
+        _refuse_other_data(found, path, dataset)
+        left_out = None if unseen else _left_out(found, path, dataset)
+        places, rows = _places(found, path, place_of, left_out)
+        _refuse_other_questions(found, path, rows, num_options_N[places], answer_N[places])
+        probs_QK = found.probs_QK[rows]
+        sum_NK[places, : probs_QK.shape[1]] += probs_QK
+        own_Q = probs_QK[np.arange(len(rows)), np.maximum(answer_N[places], 0)]
+        own_N[places] += own_Q
+        square_N[places] += own_Q**2
+        right_N[places] += probs_QK.argmax(axis=1) == answer_N[places]
+        answered_N[places] += 1
+        files.append((str(path), file_sha256(path), len(rows)))
+    times_N = np.maximum(answered_N, 1)
+    variance_N = np.maximum(square_N / times_N - (own_N / times_N) ** 2, 0)
+    return Unseen(
+        mean_NK=sum_NK / times_N[:, None],
+        spread_N=np.sqrt(variance_N),
+        right_N=right_N / times_N,
+        answered_N=answered_N,
+        files=tuple(files),
+    )
+
+
+def _places(
+    found: Predictions, path: Path, place_of: dict[str, int], left_out: set[str] | None
+) -> tuple[Ints, Ints]:
+    """Where the questions stand in `train` and in the file."""
+    if strangers := [id for id in found.columns["id"] if id not in place_of]:
+        raise ClipstemError(
+            f"{path}: question '{strangers[0]}' is not in 'train' ({len(strangers):,} such); give "
+            "predictions for split=train of this data"
+        )
+    taken = [
+        (place_of[id], row)
+        for row, id in enumerate(found.columns["id"])
+        if left_out is None or id in left_out
+    ]
+    if not taken:
+        raise ClipstemError(f"{path}: its run has seen every question of it; {HOW}")
+    places, rows = np.array(taken, np.int64).T
+    return places, rows
+
+
+def _refuse_other_data(found: Predictions, path: Path, dataset: Dataset) -> None:
+    said = found.provenance
+    sha256, split = said.get("data_sha256"), said.get("split")
+    if sha256 not in (None, dataset.manifest.data_sha256) or split not in (None, "train"):
+        raise ClipstemError(
+            f"{path}: is of {split or 'a split'} of {said.get('data') or 'other data'}, not of "
+            f"'train' of {dataset.location} (data_sha256 {str(sha256)[:12]}…, expected "
+            f"{dataset.manifest.data_sha256[:12]}…)"
+        )
+    if said.get("perturbation") is not None:
+        raise ClipstemError(
+            f"{path}: is of perturbed questions; give predictions for the questions as they are"
+        )
+
+
+def _refuse_other_questions(
+    found: Predictions, path: Path, rows: Ints, num_options_Q: Ints, answer_Q: Ints
+) -> None:
+    """The same id must mean the same question."""
+    wrong_Q = (found.num_options_Q[rows] != num_options_Q) | (found.answer_Q[rows] != answer_Q)
+    if wrong_Q.any():
+        id = found.columns["id"][int(rows[int(wrong_Q.argmax())])]
+        raise ClipstemError(
+            f"{path}: question '{id}' has other options or another answer than in the data "
+            f"({int(wrong_Q.sum()):,} such); give predictions for this data"
+        )
+
+
+@dataclass(frozen=True)
+class _File:
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Supervision:
+    weights: _File | None
+
+
+@dataclass(frozen=True)
+class _RunFacts:
+    """What is believed of a `run.json`, after the weights' hash says that it is the file's run."""
+
+    weights_sha256: str
+    data_sha256: str
+    model: str
+    supervision: _Supervision | None
+
+
+def _left_out(found: Predictions, path: Path, dataset: Dataset) -> set[str]:
+    """Ids of the questions that the run of a predictions file did not see.
+
+    Raises:
+        ClipstemError: if that cannot be shown.
+    """
+    if not (run := found.provenance.get("run")):
+        raise ClipstemError(f"{path}: does not say of which run it is; {HOW}")
+    made = _run_facts(Path(run), path)
+    if made.weights_sha256 != found.provenance.get("weights_sha256"):
+        raise ClipstemError(
+            f"{path}: is not of the weights that {run} has now; predict split=train again"
+        )
+    if made.data_sha256 != dataset.manifest.data_sha256:
+        raise ClipstemError(
+            f"{path}: {run} was trained on other data, so that what it has seen of "
+            f"{dataset.location} is not known; {HOW}"
+        )
+    _refuse_tuned_start(made.model, path, str(run))
+    if made.supervision is None or made.supervision.weights is None:
+        raise ClipstemError(f"{path}: {run} has seen every question of 'train'; {HOW}")
+    given = made.supervision.weights
+    if not Path(given.file).is_file() or file_sha256(Path(given.file)) != given.sha256:
+        raise ClipstemError(
+            f"{path}: {run} was trained with the weights {given.file}, which are not there any "
+            "more or are others now, so that what it has seen is not known; put the file back"
+        )
+    return {id for id, weight in weights.read(Path(given.file)).items() if weight == 0}
+
+
+def _run_facts(folder: Path, path: Path) -> _RunFacts:
+    try:
+        values = facts.parse((folder / "run.json").read_bytes())
+        if not isinstance(values, dict):
+            raise ClipstemError("is not an object")
+        values = {"supervision": None, **values}
+        if isinstance(values["supervision"], dict):
+            values["supervision"] = {"weights": None, **values["supervision"]}
+            if values["supervision"].get("teachers"):
+                raise ClipstemError("has teachers, which may have seen the questions")
+        made: _RunFacts = facts.of_type(_RunFacts, values)
+    except OSError as error:
+        raise ClipstemError(
+            f"{path}: its run {folder} cannot be read ({error.strerror}), so that what it has seen "
+            "is not known; start from the folder that the run was started from"
+        ) from None
+    except ClipstemError as error:
+        raise ClipstemError(f"{path}: its run {folder}: run.json {error}; {HOW}") from None
+    return made
+
+
+def _refuse_tuned_start(model: str, path: Path, run: str) -> None:
+    """Weights that a run has made know what that run has seen."""
+    start = Path(model.removeprefix("local-dir:"))
+    if model.startswith("local-dir:") and (start.parent / "run.json").exists():
+        raise ClipstemError(
+            f"{path}: {run} began with the weights of {start.parent}, which may have seen the "
+            f"questions; {HOW}"
+        )
