@@ -52,7 +52,6 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
         return value
     if hint is float and type(value) in (int, float) and abs(value) < FAR:
         return float(value)
-    if hint is float or type(value) is not (origin or hint):
     if hint is float or type(value) is not (origin or hint):  # a NaN is a float, and no number
         raise ClipstemError(f"{name} is {_shown(value)}; expected {_EXPECTED[origin or hint]}")
     return value

@@ -199,7 +199,7 @@ def of_picture_fit(found: Found) -> Figures:
 
 
 def of_route(routed: Mapping[str, Figures]) -> Figures:
-    """Routings of questions drawn anew: what the rule reached, beside a threshold on the confidence."""
+    """Routings of questions drawn anew: what the rule reached beside the confidence's threshold."""
     cases = {name: _of_routing(made) for name, made in routed.items()}
     said = []
     for name, it in cases.items():
@@ -266,6 +266,9 @@ def _of_routing(made: Figures) -> Figures:
             }
             for skill in scored["skills"][:5]
         ],
+    }
+
+
 ALTERED = ("case", "word_drops", "greyscale", "rotation", "crop", "noise")
 
 

@@ -182,10 +182,10 @@ def blocks() -> dict[str, str]:
     ]
     quickstart = json.loads((BENCHMARKS / "quickstart.json").read_text())
     report = json.loads((BENCHMARKS / "report.json").read_text())
-    optional = {"export": exported, "growth": at_every_size, "ask": asked}
-    optional = {"export": exported, "growth": at_every_size, "route": routings}
-    optional = {"export": exported, "growth": at_every_size, "rerank": reranked}
-    optional = {"export": exported, "growth": at_every_size, "distill": distilled}
+    optional = {
+        **{"export": exported, "growth": at_every_size, "ask": asked, "route": routings},
+        **{"rerank": reranked, "distill": distilled, "curate": curated},
+    }
     servers = [it for it in measured if "batching" in it]
     return {
         "quickstart": printed(quickstart),
@@ -274,6 +274,8 @@ def asked(figures: dict[str, Any]) -> str:
         f"{killed['asked_again_though_kept']} were asked again, and {killed['answered_twice']} "
         "whose answer was on its way (`python scripts/measure_ask.py`)."
     )
+
+
 def routings(figures: dict[str, Any]) -> str:
     """What routing came to, a row a routing."""
 
@@ -309,6 +311,8 @@ def routings(figures: dict[str, Any]) -> str:
         ]
         rows.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
 def reranked(figures: dict[str, Any]) -> str:
     """What ways to choose are worth, on drawn candidates and on real ones."""
     sets = figures["sets"]
@@ -366,6 +370,8 @@ def reranked(figures: dict[str, Any]) -> str:
 
 def per_cent(interval: Sequence[float] | None) -> str:
     return "" if interval is None else f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
 def distilled(figures: dict[str, Any]) -> str:
     """What students of a third of the teacher's parameters learnt, a row a kind of student."""
     names = {

@@ -119,6 +119,9 @@ def test_a_routing_is_told_beside_the_confidences_threshold() -> None:
     assert measure.routings(found).splitlines()[-1] == (
         "| `fast` | 80.0 | 97.0 | 40.0 | 96.0 | 85.0 | 42.0 | 95.0 | 85.0 | +1.2 [-0.4, 3.1] "
         "| +1.2 [-0.4, 3.1] | 0 |"
+    )
+
+
 def test_students_are_told_by_what_they_keep_of_the_teachers_gain() -> None:
     def of(right: int, parameters: int) -> Predictions:
         made = predictions(right)

@@ -19,6 +19,7 @@ from clipstem.config import (
     AskConfig,
     AssembleConfig,
     BankConfig,
+    CurateConfig,
     ExamConfig,
     ExportConfig,
     ModelConfig,
@@ -41,6 +42,7 @@ SCHEMAS: dict[str, type[Any]] = {
     "predict": PredictConfig,
     "prepare": PrepareConfig,
     "bank": BankConfig,
+    "curate": CurateConfig,
     "assemble": AssembleConfig,
     "exam": ExamConfig,
     "report": ReportConfig,
@@ -56,6 +58,7 @@ NEEDED = {
     "predict": ["data=d", "run=r", "split=valid"],
     "prepare": ["out=o"],
     "bank": ["out=o"],
+    "curate": ["data=d", "out=o"],
     "assemble": ["out=o", "picture.name=p", "text.name=t"],
     "exam": ["predictions=p"],
     "report": ["predictions=[p]", "out=o"],
@@ -88,8 +91,7 @@ FILES = sorted(path.relative_to(conf_folder()) for path in conf_folder().rglob("
 
 def test_every_file_of_conf_is_known_here() -> None:
     everything = [path for path in conf_folder().rglob("*") if path.is_file()]
-    assert len(FILES) == len(everything) == 39
-    assert len(FILES) == len(everything) == 40
+    assert len(FILES) == len(everything) == 49
     folders = {str(file.parent) for file in FILES}
     assert folders == {".", *OPENED_WITH}
     assert {file.stem for file in FILES if file.parent == Path()} == {"quiet", *SCHEMAS}

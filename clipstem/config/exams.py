@@ -73,6 +73,8 @@ class ReportConfig:
     """The prepared folder of the questions, or its URL; for texts and pictures."""
     names: list[str] = field(default_factory=list)
     """What the models are called, in the order of their files; empty takes the runs' names."""
+    results: list[str] = field(default_factory=list)
+    """What rerank, route and curate have written, to be shown too: their folders."""
     exam: ExamRules = field(default_factory=ExamRules)
     mistakes: int = 12
     """Most confident mistakes shown of each model, one a skill; needs `data`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 from clipstem.atomic import new_folder
 from clipstem.command import verb
 from clipstem.config import ReportConfig
-from clipstem.report import analyses, comparisons, page, sittings
+from clipstem.question import ClipstemError
+from clipstem.report import analyses, comparisons, curate, page, rerank, route, sittings
 from clipstem.report.answers import Answers, Model, gather
 from clipstem.report.page import NOTHING, Chapter, Command, Part, Report, Section, Table
 from clipstem.report.sittings import Exams
@@ -50,6 +51,7 @@ def build(config: ReportConfig, made: Mapping[str, Any]) -> Report:
             Chapter("Headline", headline(answers, exams, config)),
             Chapter("Analyses", breakdown(answers, exams, config)),
             Chapter("Comparisons", compared(answers, config)),
+            *beside(config),
             Chapter("How this was made", how(answers, config, made)),
         ),
     )
@@ -108,6 +110,28 @@ def compared(answers: Answers, config: ReportConfig) -> tuple[Section, ...]:
         Section("Habits: positions and lengths", tables),
         Section("Mistakes", galleries),
     )
+
+
+RESULTS: dict[str, Callable[[Path, str], Section]] = {
+    "rerank.json": lambda path, name: rerank.section(rerank.read(path), name),
+    "route.json": route.section,
+    "curate.json": lambda path, name: curate.section(curate.read(path)),
+}
+"""What may stand beside the answers, by the file that says it; `name` is that of its charts."""
+
+
+def beside(config: ReportConfig) -> tuple[Chapter, ...]:
+    """What was done with answers and questions besides: one section for each folder."""
+    sections = []
+    for number, folder in enumerate(map(Path, config.results), 1):
+        files = [folder / name for name in RESULTS if (folder / name).is_file()]
+        if len(files) != 1:
+            raise ClipstemError(
+                f"conf key 'results': {folder} holds {len(files)} of {', '.join(RESULTS)}; "
+                "expected a folder that rerank, route or curate has written"
+            )
+        sections.append(RESULTS[files[0].name](files[0], f"{files[0].stem}-{number}"))
+    return (Chapter("Beside the exam", sections),) if sections else ()
 
 
 def _summary(answers: Answers) -> list[str]:

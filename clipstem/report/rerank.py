@@ -73,14 +73,14 @@ def checked(content: Any) -> Figures:
     return found
 
 
-def section(found: Figures) -> Section:
-    """Ways to choose, best of N, systems, and what scores add."""
+def section(found: Figures, name: str = "best-of-n") -> Section:
+    """Ways to choose, best of N, systems, and what scores add; `name` is the chart's."""
     parts: list[Part] = [
         f"{count(found.known)} of {count(found.asked)} questions with "
         f"{count(found.candidates)} candidates say which of these are right. What judges a "
         "question has learnt from others alone.",
         _methods(found),
-        *_best_of(found.best_of),
+        *_best_of(found.best_of, name),
         _systems(found),
     ]
     if found.scores is not None:
@@ -120,19 +120,19 @@ def _paired(paired: Paired) -> tuple[str, str, str]:
     return signed_percent(paired.difference), between(paired.interval), p_value(paired.p)
 
 
-def _best_of(best_of: BestOf) -> tuple[Part, ...]:
-    names = list(best_of.right)
+def _best_of(best_of: BestOf, name: str) -> tuple[Part, ...]:
+    ways = list(best_of.right)
     rows = [
         (
             count(size) if best_of.exact[place] else f"{count(size)} (drawn)",
-            *(_share(best_of.right[name][place]) for name in names),
+            *(_share(best_of.right[way][place]) for way in ways),
         )
         for place, size in enumerate(best_of.sizes)
     ]
     caption = "Best of N: right choices among N of a question's candidates, %"
     notes = ("The mean over all subsets of N candidates; drawn: over some, drawn at random.",)
-    table = Table(caption, ("N", *map(as_words, names)), rows, notes=notes)
-    return table, Chart("best-of-n", f"{caption}.", ALT, chart(best_of))
+    table = Table(caption, ("N", *map(as_words, ways)), rows, notes=notes)
+    return table, Chart(name, f"{caption}.", ALT, chart(best_of))
 
 
 ALT = "Share of right choices by the number of candidates, a line for each way to choose."
