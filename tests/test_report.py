@@ -8,11 +8,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from reporting import (
-    MADE,
-)
+import pytest
+from reporting import MADE, config
 
+from clipstem.config import CurateConfig
+from clipstem.curate.__main__ import curate
+from clipstem.question import ClipstemError
 from clipstem.report import page
+from clipstem.report.__main__ import build
 from clipstem.report.page import Report
 
 
@@ -35,3 +38,19 @@ def test_how_it_was_made_is_all_there(report_of_two: Report) -> None:
     for line in ("| bins | 7 |", "| exam.rule | regular |", "| numpy | 2 |", "| seed | 0 |"):
         assert line in text
     assert len(re.findall(r"\| \S+\.parquet \| [0-9a-f]{64} \|", text)) == 4
+
+
+def test_what_curation_found_stands_beside_the_answers(
+    two_models: list[Path], drawn_data: Path
+) -> None:
+    curate(CurateConfig(data=str(drawn_data), out="curated", workers=1))
+    report = build(config(two_models, results=["curated"]), MADE)
+    (chapter,) = (it for it in report.chapters if it.title == "Beside the exam")
+    assert [section.title for section in chapter.sections] == ["What curation found"]
+    assert "What curation found" in page.markdown(report)
+
+
+def test_a_folder_without_results_is_named(two_models: list[Path]) -> None:
+    message = r"'results': elsewhere holds 0 of rerank\.json, route\.json, curate\.json; expected"
+    with pytest.raises(ClipstemError, match=message):
+        build(config(two_models, results=["elsewhere"]), MADE)
