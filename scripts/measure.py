@@ -258,12 +258,12 @@ def asked(figures: dict[str, Any]) -> str:
     without, failing, killed = (figures[it] for it in ("without_faults", "with_faults", "killed"))
     return (
         f"{figures['questions']:,} questions to a server on the same machine, "
-        f"{figures['concurrency']} requests at a time, take {without['core_seconds']:.0f} seconds of "
-        "one core, the start\nincluded. With one request in five failing: "
-        f"{failing['requests']:,} requests, {failing['answered']:,} answers, the same choices. "
-        f"Killed with\n`kill -9` when {killed['kept_when_killed']:,} answers were kept and started "
-        f"again: of these {killed['asked_again_though_kept']} were asked again, and "
-        f"{killed['answered_twice']} others\nwhose answer was on its way "
+        f"{figures['concurrency']} requests at a time, take\n{without['core_seconds']:.0f} seconds "
+        "of one core, the start included. With one request in five failing: "
+        f"{failing['requests']:,}\nrequests, {failing['answered']:,} answers, the same choices. "
+        f"Killed with `kill -9` when {killed['kept_when_killed']:,} answers were kept,\nand started "
+        f"again: {killed['asked_again_though_kept']} of these were asked again, and "
+        f"{killed['answered_twice']} others, whose answers were on their way\n"
         "(`python scripts/measure_ask.py`)."
     )
 
