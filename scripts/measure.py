@@ -261,8 +261,8 @@ def asked(figures: dict[str, Any]) -> str:
         f"{figures['concurrency']} requests at a time, take\n{without['core_seconds']:.0f} seconds "
         "of one core, the start included. With one request in five failing: "
         f"{failing['requests']:,}\nrequests, {failing['answered']:,} answers, the same choices. "
-        f"Killed with `kill -9` when {killed['kept_when_killed']:,} answers were kept,\nand started "
-        f"again: {killed['asked_again_though_kept']} of these were asked again, and "
+        f"Killed with `kill -9` when {killed['kept_when_killed']:,} answers were kept,\nand "
+        f"started again: {killed['asked_again_though_kept']} of these were asked again, and "
         f"{killed['answered_twice']} others, whose answers were on their way\n"
         "(`python scripts/measure_ask.py`)."
     )
