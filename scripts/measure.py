@@ -265,14 +265,14 @@ def asked(figures: dict[str, Any]) -> str:
     """What asking takes where requests fail and the run is killed."""
     without, failing, killed = (figures[it] for it in ("without_faults", "with_faults", "killed"))
     return (
-        f"{figures['questions']:,} questions to a server on the same machine "
-        f"({figures['machine']['cores']} cores, {figures['concurrency']} requests at a time):\n"
-        f"{without['questions_per_second']:,.0f} questions/s. With one request in five failing "
-        f"{failing['requests']:,} requests, {failing['questions_per_second']:,.0f} questions/s, "
-        "each\nquestion answered once, as without failures. Killed with `kill -9` when "
-        f"{killed['kept_when_killed']:,} answers were kept:\nof these "
-        f"{killed['asked_again_though_kept']} were asked again, and {killed['answered_twice']} "
-        "whose answer was on its way (`python scripts/measure_ask.py`)."
+        f"{figures['questions']:,} questions to a server on the same machine, "
+        f"{figures['concurrency']} requests at a time, take\n{without['core_seconds']:.0f} seconds "
+        "of one core, the start included. With one request in five failing: "
+        f"{failing['requests']:,}\nrequests, {failing['answered']:,} answers, the same choices. "
+        f"Killed with `kill -9` when {killed['kept_when_killed']:,} answers were kept,\nand "
+        f"started again: {killed['asked_again_though_kept']} of these were asked again, and "
+        f"{killed['answered_twice']} others, whose answers were on their way\n"
+        "(`python scripts/measure_ask.py`)."
     )
 
 

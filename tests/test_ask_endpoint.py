@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -170,11 +170,11 @@ def test_a_retry_after_that_is_none_is_passed_over(
 
 
 @pytest.mark.parametrize(
-    "value", ["3600", format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)]
+    "value", ["3600", format_datetime(datetime(2999, 1, 1, tzinfo=UTC), usegmt=True)]
 )
 def test_too_long_a_wait_ends_the_run(value: str, server: ChatServer, waits: list[float]) -> None:
     server.script = in_turn(error(429, "come tomorrow", **{"Retry-After": value}), GOOD)
-    message = r"/v1/chat/completions: asks to wait 3,[56]\d\d s, longer than max_wait_seconds=120;"
+    message = r"/v1/chat/completions: asks to wait [\d,]+ s, longer than max_wait_seconds=120;"
     with pytest.raises(ClipstemError, match=message):
         asked(server.url)
     assert waits == []

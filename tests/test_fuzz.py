@@ -37,6 +37,8 @@ FUZZED = [
     ("weights", "open_clip_model.safetensors"),
     ("run", "run.json"),
     ("checkpoint", "checkpoints/last.ckpt"),
+    ("captions", "captions.jsonl"),
+    ("answers", "answers.jsonl"),
 ]
 
 
