@@ -146,7 +146,7 @@ def of_picture_fit(found: Found) -> Figures:
 
 
 def of_route(routed: Mapping[str, Figures]) -> Figures:
-    """Routings of questions drawn anew: what the rule reached, beside a threshold on the confidence."""
+    """Routings of questions drawn anew, beside a threshold on the confidence."""
     cases = {name: _of_routing(made) for name, made in routed.items()}
     said = []
     for name, it in cases.items():
