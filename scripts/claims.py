@@ -224,7 +224,10 @@ CLAIMS: dict[str, Callable[[Found], Figures]] = {
 }
 """Experiments of several runs; any other has one, of its own name."""
 
-ROUTED: dict[str, Callable[[Mapping[str, Figures]], Figures]] = {"route": of_route}
+ROUTED: dict[str, Callable[[Mapping[str, Figures]], Figures]] = {
+    "route": of_route,
+    "route_eight": of_route,
+}
 """Those of routings: of what each `routes/<name>/route.json` says, by that name."""
 
 

@@ -116,7 +116,7 @@ def test_a_routing_is_told_beside_the_confidences_threshold() -> None:
     case = found["routings"]["fast"]
     assert case["steps"][0]["confidence"] == 0.8 and case["steps"][0]["oracle"] == 0.99
     assert case["most_wrongly_routed"] == [{"skill": "weather", "calls": 0.3123}]
-    assert measure.routings(found).splitlines()[-1] == (
+    assert measure.routings([found]).splitlines()[-1] == (
         "| `fast` | 80.0 | 97.0 | 40.0 | 96.0 | 85.0 | 42.0 | 95.0 | 85.0 | +1.2 [-0.4, 3.1] "
         "| +1.2 [-0.4, 3.1] | 0 |"
     )
