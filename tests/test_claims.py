@@ -120,3 +120,9 @@ def test_a_routing_is_told_beside_the_confidences_threshold() -> None:
         "| `fast` | 80.0 | 97.0 | 40.0 | 96.0 | 85.0 | 42.0 | 95.0 | 85.0 | +1.2 [-0.4, 3.1] "
         "| +1.2 [-0.4, 3.1] | 0 |"
     )
+
+
+def test_an_experiment_has_the_routings_of_its_own_commands() -> None:
+    routed = {name: {"name": name} for name in ("fast", "fast_samples", "eight", "another")}
+    for experiment, names in (("route", ["fast", "fast_samples"]), ("route_eight", ["eight"])):
+        assert list(measure.own(measure.EXPERIMENTS / f"{experiment}.yaml", routed)) == names
