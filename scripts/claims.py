@@ -199,7 +199,7 @@ def of_picture_fit(found: Found) -> Figures:
 
 
 def of_route(routed: Mapping[str, Figures]) -> Figures:
-    """Routings of questions drawn anew: what the rule reached beside the confidence's threshold."""
+    """Routings of questions drawn anew, beside a threshold on the confidence."""
     cases = {name: _of_routing(made) for name, made in routed.items()}
     said = []
     for name, it in cases.items():
@@ -324,7 +324,10 @@ CLAIMS: dict[str, Callable[[Found], Figures]] = {
 }
 """Experiments of several runs; any other has one, of its own name."""
 
-ROUTED: dict[str, Callable[[Mapping[str, Figures]], Figures]] = {"route": of_route}
+ROUTED: dict[str, Callable[[Mapping[str, Figures]], Figures]] = {
+    "route": of_route,
+    "route_eight": of_route,
+}
 """Those of routings: of what each `routes/<name>/route.json` says, by that name."""
 
 

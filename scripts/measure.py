@@ -134,7 +134,7 @@ def measure(experiments: Sequence[Path], folder: Path) -> dict[Path, dict[str, A
         experiment: {
             "experiment": experiment.stem,
             "commands": [ran[command] for command in commands(experiment)],
-            **claims.figures(experiment.stem, found, routed),
+            **claims.figures(experiment.stem, found, own(experiment, routed)),
             "machine": machine(),
             "commit": facts["commit"],
             "versions": facts["versions"],
@@ -142,6 +142,12 @@ def measure(experiments: Sequence[Path], folder: Path) -> dict[Path, dict[str, A
         }
         for experiment in experiments
     }
+
+
+def own(experiment: Path, routed: dict[str, Any]) -> dict[str, Any]:
+    """The routings that the experiment's own commands have written."""
+    words = {word for command in commands(experiment) for word in command.split()}
+    return {name: it for name, it in routed.items() if f"out=routes/{name}" in words}
 
 
 def result_lines(figures: dict[str, Any]) -> str:
@@ -183,15 +189,17 @@ def blocks() -> dict[str, str]:
     quickstart = json.loads((BENCHMARKS / "quickstart.json").read_text())
     report = json.loads((BENCHMARKS / "report.json").read_text())
     optional = {
-        **{"export": exported, "growth": at_every_size, "ask": asked, "route": routings},
+        **{"export": exported, "growth": at_every_size, "ask": asked},
         **{"rerank": reranked, "distill": distilled, "curate": curated},
     }
     servers = [it for it in measured if "batching" in it]
+    routed = [it for it in measured if "routings" in it]
     return {
         "quickstart": printed(quickstart),
         "results": "\n".join(rows),
         "report": at_stems_size(report),
         **({"serve": served(servers)} if servers else {}),
+        **({"route": routings(routed)} if routed else {}),
         **{
             name: table(json.loads(path.read_text()))
             for name, table in optional.items()
@@ -276,7 +284,7 @@ def asked(figures: dict[str, Any]) -> str:
     )
 
 
-def routings(figures: dict[str, Any]) -> str:
+def routings(measured: Sequence[dict[str, Any]]) -> str:
     """What routing came to, a row a routing."""
 
     def percent(share: float) -> str:
@@ -285,12 +293,13 @@ def routings(figures: dict[str, Any]) -> str:
     def points(gain: list[float]) -> str:
         return f"{100 * gain[0]:+.1f} [{100 * gain[1]:.1f}, {100 * gain[2]:.1f}]"
 
-    cases = figures["routings"]
+    cases = {name: case for it in measured for name, case in it["routings"].items()}
     any_case = next(iter(cases.values()))
     rows = [
         f"{any_case['questions']:,} questions drawn anew, gates and thresholds from "
         f"{any_case['fitted_on']:,} of `valid`; rule: {any_case['rule']}.\nThe gains are over as "
-        "many least confident questions, in points (`python scripts/measure.py route`).",
+        "many least confident questions, in points\n"
+        "(`python scripts/measure.py route route_eight`).",
         "",
         "| routing | fast, % | tool, % | calls, % | accuracy, % | tool usage, % "
         "| confidence: calls, % | accuracy, % | tool usage, % | gain in accuracy "

@@ -116,7 +116,7 @@ def test_a_routing_is_told_beside_the_confidences_threshold() -> None:
     case = found["routings"]["fast"]
     assert case["steps"][0]["confidence"] == 0.8 and case["steps"][0]["oracle"] == 0.99
     assert case["most_wrongly_routed"] == [{"skill": "weather", "calls": 0.3123}]
-    assert measure.routings(found).splitlines()[-1] == (
+    assert measure.routings([found]).splitlines()[-1] == (
         "| `fast` | 80.0 | 97.0 | 40.0 | 96.0 | 85.0 | 42.0 | 95.0 | 85.0 | +1.2 [-0.4, 3.1] "
         "| +1.2 [-0.4, 3.1] | 0 |"
     )
@@ -149,3 +149,9 @@ def test_students_are_told_by_what_they_keep_of_the_teachers_gain() -> None:
         "parameters with a tenth of the labels and the teacher 87.5 (75.0 % of the gain), on the "
         "tenth alone 62.5 (the teacher adds +25.0 points ["
     )
+
+
+def test_an_experiment_has_the_routings_of_its_own_commands() -> None:
+    routed = {name: {"name": name} for name in ("fast", "fast_samples", "eight", "another")}
+    for experiment, names in (("route", ["fast", "fast_samples"]), ("route_eight", ["eight"])):
+        assert list(measure.own(measure.EXPERIMENTS / f"{experiment}.yaml", routed)) == names

@@ -25,6 +25,7 @@ from clipstem.config import ExamConfig, Method, RouteConfig
 from clipstem.exam import sit
 from clipstem.prediction import Predictions
 from clipstem.question import ClipstemError
+from clipstem.report import page
 from clipstem.report import route as report_route
 from clipstem.report.page import Chart, Table
 from clipstem.route import gate
@@ -840,6 +841,19 @@ def test_the_reports_section_says_what_the_figures_say(fitted: tuple[RouteConfig
     assert {len(row) for part in (table, gains, skills) for row in part.rows} == {
         *(len(part.columns) for part in (table, gains, skills))
     }
+
+
+def test_what_a_stranger_wrote_is_text_in_the_report(
+    fitted: tuple[RouteConfig, Path], tmp_path: Path
+) -> None:
+    script = "<script>alert(1)</script>"
+    values = json.loads((fitted[1] / "route.json").read_text())
+    values |= {"cost_unit": script, "fast": script, "rule": script, "notes": [script]}
+    values["scored"]["points"][0]["rule"] = values["scored"]["skills"][0]["skill"] = script
+    (tmp_path / "route.json").write_text(json.dumps(values))
+    section = report_route.section(tmp_path / "route.json")
+    shown = page.html(page.Report("title", (), (page.Chapter("chapter", (section,)),)))
+    assert "&lt;script&gt;alert(1)" in shown and script not in shown
 
 
 def test_features_are_known_before_the_answer() -> None:

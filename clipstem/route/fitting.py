@@ -37,8 +37,9 @@ from clipstem.route.gate import (
 
 TREES: dict[str, Any] = {
     **{"n_estimators": 100, "learning_rate": 0.05, "max_depth": 2},
-    **{"min_samples_leaf": 20, "subsample": 0.5},
+    **{"min_samples_leaf": 20},
 }
+TREE_SHARE, TREE_MOST = 0.5, 10_000  # of the questions, for each tree
 
 WEAK = 1e6  # inverse strength of a regularisation that does nothing
 
@@ -188,10 +189,12 @@ def _learn(
     names = feature_names(numbers_QF.shape[1] > len(NUMBERS))
     blank = Scorer(names, encodings, float(encoder.target_mean_), (0.0,) * len(names), 0.0, ())
     if method is Method.boosting:
-        grown = GradientBoostingClassifier(**TREES, random_state=seed).fit(x_PF, hard_P)
+        share = min(TREE_SHARE, TREE_MOST / len(hard_P))
+        boosting = GradientBoostingClassifier(**TREES, subsample=share, random_state=seed)
+        grown = boosting.fit(x_PF, hard_P)
         trees = tuple(plain(it.tree_, grown.learning_rate) for it in grown.estimators_[:, 0])
-        share = float(hard_P.mean())  # where boosting begins
-        return replace(blank, bias=math.log(share / (1 - share)), trees=trees)
+        hard = float(hard_P.mean())  # where boosting begins
+        return replace(blank, bias=math.log(hard / (1 - hard)), trees=trees)
     seen = 1 if method is Method.confidence else len(names)  # the log odds come first
     line = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     scaler, fitted = line.fit(x_PF[:, :seen], hard_P)
