@@ -130,7 +130,7 @@ def of_forgetting(found: Found) -> Figures:
 
 def of_distill(found: Found) -> Figures:
     """What students keep of their teacher's gain over chance, on `valid`; macro over subjects."""
-    (teacher,) = runs(found, "quickstart/valid")
+    (teacher,) = runs(found, "quickstart/students_valid")
     students = {name: runs(found, rf"{name}_\d/valid") for name in ("distill", "tenth", "all")}
     subjects, skills = teacher.columns["subject"], teacher.columns["skill"]
     options_Q, answer_Q = teacher.num_options_Q, teacher.answer_Q

@@ -392,7 +392,7 @@ def distilled(figures: dict[str, Any]) -> str:
     rows = [
         "| learnt from | accuracy on `valid`, % | each seed | gain over chance kept, % |",
         "|---|---|---|---|",
-        f"| the teacher: all labels, {parameters['teacher']} million parameters "
+        f"| the teacher, {parameters['teacher']} million parameters: the quickstart's questions "
         f"| {100 * figures['teacher']:.1f} | | 100 |",
     ]
     for name, title in names.items():

@@ -128,7 +128,7 @@ def test_students_are_told_by_what_they_keep_of_the_teachers_gain() -> None:
         made.provenance["parameters"] = parameters
         return made
 
-    found = {"quickstart/valid": of(24, 300), "quickstart/train": of(3, 300)}
+    found = {"quickstart/students_valid": of(24, 300), "quickstart/valid": of(3, 300)}
     for seed in range(3):
         found |= {
             f"distill_{seed}/valid": of(20 + seed, 90),
