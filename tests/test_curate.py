@@ -466,13 +466,15 @@ def test_an_option_that_is_mostly_right_is_a_cue_and_one_that_is_often_there_is_
     assert not named(drawn(often))
 
 
-@given(st.integers(0, 10**6))
-@settings(max_examples=30)
-def test_honest_options_have_no_cue(seed: int) -> None:
-    rng = random.Random(seed)
-    options = [words(rng, rng.randint(2, 5)) for _ in range(60)]
-    answers = [rng.randrange(len(row)) for row in options]
-    assert not named(asked(options, answers))  # by chance in one of a hundred sets at most
+def test_honest_options_have_a_cue_as_seldom_as_is_promised() -> None:
+    rng = random.Random(5)
+    sets = 100
+    found = 0
+    for _ in range(sets):
+        options = [words(rng, rng.randint(2, 5)) for _ in range(60)]
+        answers = [rng.randrange(len(row)) for row in options]
+        found += bool(named(asked(options, answers)))
+    assert found <= 4  # one is to be expected; five or more come 4 times in 1,000
 
 
 def test_a_picture_of_another_size_is_a_cue(tmp_path: Path) -> None:
