@@ -129,16 +129,21 @@ def measure(experiments: Sequence[Path], folder: Path) -> dict[Path, dict[str, A
         for file in sorted(folder.glob("routes/*/route.json"))
     }
     runs = [Run(path.parent).facts for path in folder.glob("runs/*/run.json")]
-    facts = max(runs, key=lambda it: str(it["started"]))  # a folder may hold older ones
+
+    def last(experiment: Path) -> dict[str, Any]:
+        """What says of itself when and with what it was made; a folder may hold older ones."""
+        made = [*runs, *(it["made_by"] for it in own(experiment, routed).values())]
+        return max(made, key=lambda it: str(it["started"]))
+
     return {
         experiment: {
             "experiment": experiment.stem,
             "commands": [ran[command] for command in commands(experiment)],
             **claims.figures(experiment.stem, found, own(experiment, routed)),
             "machine": machine(),
-            "commit": facts["commit"],
-            "versions": facts["versions"],
-            "date": facts["started"][:10],
+            "commit": last(experiment)["commit"],
+            "versions": last(experiment)["versions"],
+            "date": last(experiment)["started"][:10],
         }
         for experiment in experiments
     }
