@@ -18,6 +18,7 @@ from clipstem.command import check_keys, conf_folder, help_text, model_config, t
 from clipstem.config import (
     AssembleConfig,
     BankConfig,
+    CurateConfig,
     ExamConfig,
     ExportConfig,
     ModelConfig,
@@ -38,6 +39,7 @@ SCHEMAS: dict[str, type[Any]] = {
     "predict": PredictConfig,
     "prepare": PrepareConfig,
     "bank": BankConfig,
+    "curate": CurateConfig,
     "assemble": AssembleConfig,
     "exam": ExamConfig,
     "report": ReportConfig,
@@ -50,6 +52,7 @@ NEEDED = {
     "predict": ["data=d", "run=r", "split=valid"],
     "prepare": ["out=o"],
     "bank": ["out=o"],
+    "curate": ["data=d", "out=o"],
     "assemble": ["out=o", "picture.name=p", "text.name=t"],
     "exam": ["predictions=p"],
     "report": ["predictions=[p]", "out=o"],
