@@ -412,7 +412,7 @@ def distilled(figures: dict[str, Any]) -> str:
 
 def curated(figures: dict[str, Any]) -> str:
     """What curation found of planted faults, and what its weights regained."""
-    faults, noise = figures["faults"], figures["noise"]
+    faults = figures["faults"]
     labels = faults["labels"]
     named = {
         "near-duplicates": faults["duplicates"],
@@ -432,7 +432,6 @@ def curated(figures: dict[str, Any]) -> str:
             f"| {name} | {it['planted']:,} | {it['found']:,} | {it['precision']:.3f} "
             f"| {it['recall']:.3f} |"
         )
-    seeds = len(noise["seeds"]["clean"])
     blind = ", ".join(f"`{name}`" for name in labels["blind"]) or "none"
     rows += [
         "",
@@ -440,12 +439,16 @@ def curated(figures: dict[str, Any]) -> str:
         f"skills the order by margin has\nan average precision of "
         f"{labels['average_precision']:.2f}; a random order has {labels['share_wrong']:.2f}. Not "
         f"judged, because models know too little: {blind}.",
-        "",
-        f"With {100 * noise['wrong']:.0f} % of the answers wrong, accuracy on clean `valid` falls "
-        f"from {100 * noise['clean']:.1f} to {100 * noise['noisy']:.1f} %; with the weights it is "
-        f"{100 * noise['weighted']:.1f} %:\n{100 * noise['regained']:.0f} % of the loss is "
-        f"regained (mean of {seeds} seeds, {noise['skills']} skills).",
     ]
+    if noise := figures.get("noise"):
+        seeds = len(noise["seeds"]["clean"])
+        rows += [
+            "",
+            f"With {100 * noise['wrong']:.0f} % of the answers wrong, accuracy on clean `valid` "
+            f"falls from {100 * noise['clean']:.1f} to {100 * noise['noisy']:.1f} %; with the "
+            f"weights it is\n{100 * noise['weighted']:.1f} %: {100 * noise['regained']:.0f} % of "
+            f"the loss is regained (mean of {seeds} seeds, {noise['skills']} skills).",
+        ]
     return "\n".join(rows)
 
 

@@ -1,6 +1,6 @@
 """Measure curation on a drawn bank with planted faults: what it finds, and what its weights regain.
 
-    python scripts/measure_curate.py --folder measuring
+    python scripts/measure_curate.py --folder measuring faults noise
 
 Commands that have ended in the folder are not repeated. `benchmarks/curate.json` gets the figures
 with machine, versions and commit, and the README is brought up to date.
@@ -56,21 +56,19 @@ LEARNT = 0.97  # accuracy of models that have not seen the question, from which 
 PLANT = f"python {ROOT / 'scripts' / 'plant.py'}"
 
 
-def commands() -> list[str]:
-    """Everything that is run, in order; the trainings on noise begin when its weights are there."""
-    lines = []
-    for name, skills in SKILLS.items():
-        counts = f"{{train: {QUESTIONS[name]}, valid: 100, test: 0}}"
-        lines.append(
-            f"python -m clipstem.bank out=bank/{name} skills=[{','.join(skills)}] "
-            f"questions_per_skill='{counts}' seed=7"
-        )
-    lines.append(f"{PLANT} bank/faults planted/faults {FAULTS}")
-    lines.append(f"{PLANT} bank/noise planted/noise --wrong {NOISE}")
-    lines.append("python -m clipstem.prepare source=stem path=bank/faults out=shards/clean_faults")
-    lines.append("python -m clipstem.prepare source=stem path=bank/noise out=shards/clean")
-    for name in SKILLS:
-        lines += folds_of(name)
+def commands(name: str) -> list[str]:
+    """Everything that is run for `faults` or for `noise`, in order."""
+    counts = f"{{train: {QUESTIONS[name]}, valid: 100, test: 0}}"
+    clean = {"faults": "clean_faults", "noise": "clean"}[name]
+    lines = [
+        f"python -m clipstem.bank out=bank/{name} skills=[{','.join(SKILLS[name])}] "
+        f"questions_per_skill='{counts}' seed=7",
+        f"{PLANT} bank/{name} planted/{name} {FAULTS if name == 'faults' else f'--wrong {NOISE}'}",
+        f"python -m clipstem.prepare source=stem path=bank/{name} out=shards/{clean}",
+        *folds_of(name),
+    ]
+    if name == "faults":
+        return lines
     given = {
         "clean": "data=shards/clean",
         "noisy": "data=shards/noise",
@@ -294,25 +292,32 @@ def of_noise(folder: Path) -> dict[str, Any]:
     }
 
 
+MEASURES = {"faults": of_faults, "noise": of_noise}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("parts", nargs="*", default=list(MEASURES), help="faults, noise, or both")
     parser.add_argument("--folder", type=Path, required=True, help="where the commands run; kept")
-    folder = parser.parse_args().folder.absolute()
+    given = parser.parse_args()
+    folder = given.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    ran = run_each(commands(), folder)
-    facts = run.environment()
-    figures = {
-        "faults": of_faults(folder),
-        "noise": of_noise(folder),
-        "commands": [
-            {**it, "command": it["command"].replace(str(ROOT) + "/", "")} for it in ran.values()
-        ],
-        "machine": machine(),
-        "commit": facts["commit"],
-        "versions": facts["versions"],
-        "date": facts["started"][:10],
-    }
-    (BENCHMARKS / "curate.json").write_text(json.dumps(figures, indent=1) + "\n")
+    file = BENCHMARKS / "curate.json"
+    figures = json.loads(file.read_text()) if file.exists() else {}
+    for name in given.parts:
+        ran = run_each(commands(name), folder)
+        facts = run.environment()
+        figures[name] = {
+            **MEASURES[name](folder),
+            "commands": [
+                {**ran[it], "command": it.replace(f"{ROOT}/", "")} for it in commands(name)
+            ],
+            "machine": machine(),
+            "commit": facts["commit"],
+            "versions": facts["versions"],
+            "date": facts["started"][:10],
+        }
+    file.write_text(json.dumps(figures, indent=1) + "\n")
     README.write_text(with_blocks(README.read_text()))
 
 

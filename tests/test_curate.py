@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import re
 import subprocess
@@ -603,7 +604,8 @@ def test_probabilities_of_several_runs_are_averaged(lots: Dataset, tmp_path: Pat
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no run": ({"provenance": {"run": None}}, "does not say of which run it is"),
-    "run that is gone": ({"provenance": {"run": "gone"}}, "its run gone cannot be read"),
+    "run that is gone": ({"provenance": {"run": "gone"}}, "gone/run.json is no file of at most"),
+    "facts in a named pipe": ({"pipe": True}, "run.json is no file of at most"),
     "other weights": ({"provenance": {"weights_sha256": "x"}}, "not of the weights that"),
     "other data of the run": ({"facts": {"data_sha256": "x"}}, "was trained on other data"),
     "no weights file": ({"facts": {"supervision": None}}, "has seen every question of 'train'"),
@@ -641,6 +643,9 @@ def test_predictions_of_what_was_seen_are_refused(kind: str, lots: Dataset, tmp_
     path = a_run(lots, tmp_path / "run", fold, **facts)
     if "text" in change:
         (tmp_path / "run/run.json").write_text(change["text"])
+    if "pipe" in change:
+        (tmp_path / "run/run.json").unlink()
+        os.mkfifo(tmp_path / "run/run.json")
     if "provenance" in change:
         path.unlink()
         said = {"run": str(tmp_path / "run"), "weights_sha256": "run", **change["provenance"]}

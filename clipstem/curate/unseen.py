@@ -22,6 +22,8 @@ from clipstem.question import ClipstemError
 from clipstem.shards import Dataset
 from clipstem.storage import file_sha256
 
+MAX_BYTES = 2**24  # of a run.json
+
 HOW = (
     "train runs with weights=<a file of python -m clipstem.curate folds=…> and predict split=train "
     "with each, or say unseen=true for models that have seen none of the questions"
@@ -222,8 +224,14 @@ def _left_out(found: Predictions, path: Path, dataset: Dataset) -> set[str]:
 
 
 def _run_facts(folder: Path, path: Path) -> _RunFacts:
+    file = folder / "run.json"
     try:
-        values = facts.parse((folder / "run.json").read_bytes())
+        if not file.is_file() or file.stat().st_size > MAX_BYTES:
+            raise ClipstemError(
+                f"is no file of at most {MAX_BYTES:,} bytes (start from the folder that the run "
+                "was started from)"
+            )
+        values = facts.parse(file.read_bytes())
         if not isinstance(values, dict):
             raise ClipstemError("is not an object")
         values = {"supervision": None, **values}
@@ -232,13 +240,10 @@ def _run_facts(folder: Path, path: Path) -> _RunFacts:
             if values["supervision"].get("teachers"):
                 raise ClipstemError("has teachers, which may have seen the questions")
         made: _RunFacts = facts.of_type(_RunFacts, values)
-    except OSError as error:
-        raise ClipstemError(
-            f"{path}: its run {folder} cannot be read ({error.strerror}), so that what it has seen "
-            "is not known; start from the folder that the run was started from"
-        ) from None
     except ClipstemError as error:
-        raise ClipstemError(f"{path}: its run {folder}: run.json {error}; {HOW}") from None
+        raise ClipstemError(
+            f"{path}: what its run has seen is not known: {file} {error}; {HOW}"
+        ) from None
     return made
 
 
