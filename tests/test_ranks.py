@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -108,6 +110,22 @@ def test_ranks_learn_from_teachers_and_weights_as_one_does(
     assert all(losses["distill"] > 0 for _, losses in told(found, "losses"))
     facts = [Run(it / "run").facts["supervision"] for it in (found, one)]
     assert facts[0] == facts[1] and 0 < facts[0]["teachers_alone"] < size / 2
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_same_ranks(data: Path, alone: Path, tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    asked = f"trainer=ddp trainer.device=cpu trainer.workers=0 data={data} model=tiny_vit out=run"
+    asked += " batch_size=24 eval_every_steps=2 optimizer.lr=1e-3"
+    command = [*torchrun, "-m", "clipstem.train", *asked.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished: run") == 1
+    ours, theirs = (
+        prediction.read(it / "run/predictions/valid.parquet") for it in (tmp_path, alone)
+    )
+    assert ours.columns == theirs.columns
+    np.testing.assert_allclose(ours.probs_QK, theirs.probs_QK, atol=1e-5)
 
 
 @pytest.mark.slow
