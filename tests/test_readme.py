@@ -226,7 +226,7 @@ def test_the_readmes_commands_run_in_their_order(
     bring_questions(tmp_path, monkeypatch)
     bring_sweeps(tmp_path)
     commands = readme_commands()
-    assert len(commands) == 43
+    assert len(commands) == 45
     for command in commands:
         if ".serve " in command:
             continue  # it runs until it is told to end: below
@@ -251,6 +251,9 @@ def test_the_readmes_commands_run_in_their_order(
     assert (tmp_path / "preds.txt").is_file()
     assert (tmp_path / "runs/first/exam/exam.json").is_file()
     assert (tmp_path / "report/report.html").is_file()
+    beside = (tmp_path / "report_of_all/report.md").read_text()
+    for title in ("Routing to a tool", "which to take", "What curation found"):
+        assert title in beside
     assert (tmp_path / "runs/reranked/rerank.json").is_file()
     asks_the_server(commands)
     python = re.search(r"```python\n(import clipstem.*?)```", README, flags=re.S)
