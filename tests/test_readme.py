@@ -332,6 +332,16 @@ def test_exam_and_report_of_stems_size_take_what_was_promised() -> None:
     assert report["core_seconds"] < 30 and report["peak_gib"] < 1 and figures["html_mib"] < 10
 
 
+def test_routing_reaches_what_it_promises() -> None:
+    """The point below the tool is kept with samples only: see the lab book."""
+    cases = json.loads((measure.BENCHMARKS / "route.json").read_text())["routings"]
+    for case in cases.values():
+        assert case["gate"]["calls"] <= 0.5 and case["gate"]["tool_usage"] >= 0.6
+        assert case["steps_below_confidence"] == 0
+    assert cases["fast_samples"]["below_tool"][0] >= -0.01
+    assert cases["fast_samples"]["accuracy_gain"][1] > 0
+
+
 def test_make_quickstart_runs_the_experiments_commands() -> None:
     makefile = (ROOT / "Makefile").read_text().replace("$(RUN)", "python")
     commands = measure.commands(ROOT / "conf" / "experiment" / "quickstart.yaml")
