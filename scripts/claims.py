@@ -206,7 +206,9 @@ def of_route(routed: Mapping[str, Figures]) -> Figures:
         gate, gain = it["gate"], it["accuracy_gain"]
         said.append(
             f"{name}: {percent(it['fast'])} % alone, {percent(it['tool'])} the tool, "
-            f"{percent(gate['accuracy'])} with {percent(gate['calls'])} % of its calls (a "
+            f"{percent(gate['accuracy'])} with {percent(gate['calls'])} % of its calls, "
+            f"{points(it['below_tool'][0])} "
+            f"[{percent(it['below_tool'][1])}, {percent(it['below_tool'][2])}] (a "
             f"confidence threshold {percent(it['confidence']['accuracy'])} with "
             f"{percent(it['confidence']['calls'])}), tool-usage accuracy "
             f"{percent(gate['tool_usage'])}; at the same calls the gate adds "

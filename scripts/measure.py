@@ -306,25 +306,31 @@ def routings(measured: Sequence[dict[str, Any]]) -> str:
         "many least confident questions, in points\n"
         "(`python scripts/measure.py route route_eight`).",
         "",
-        "| routing | fast, % | tool, % | calls, % | accuracy, % | tool usage, % "
+        "| routing | fast, % | tool, % | calls, % | accuracy, % | less the tool's | tool usage, % "
         "| confidence: calls, % | accuracy, % | tool usage, % | gain in accuracy "
-        "| in tool usage | steps of 21 below |",
-        "|---" * 12 + "|",
+        "| in tool usage | costs of 21 surely below |",
+        "|---" * 13 + "|",
     ]
     for name, it in cases.items():
         cells = [
             *(percent(it[key]) for key in ("fast", "tool")),
-            *(
-                percent(it[way][key])
-                for way in ("gate", "confidence")
-                for key in ("calls", "accuracy", "tool_usage")
-            ),
+            *(percent(it["gate"][key]) for key in ("calls", "accuracy")),
+            points(it["below_tool"]),
+            percent(it["gate"]["tool_usage"]),
+            *(percent(it["confidence"][key]) for key in ("calls", "accuracy", "tool_usage")),
             points(it["accuracy_gain"]),
             points(it["usage_gain"]),
             str(it["steps_below_confidence"]),
         ]
         rows.append(f"| `{name}` | {' | '.join(cells)} |")
-    return "\n".join(rows)
+    for name, it in cases.items():
+        worst = ", ".join(
+            f"{skill['skill']} ({skill['easy_tool']}, {skill['hard_direct']}, "
+            f"{percent(skill['tool_accuracy'])} %)"
+            for skill in it["most_wrongly_routed"]
+        )
+        rows += ["", f"Most wrongly routed by `{name}`: {worst}."]
+    return "\n".join([*rows, "", "In brackets: easy questions deferred, hard ones kept, the tool."])
 
 
 def reranked(figures: dict[str, Any]) -> str:

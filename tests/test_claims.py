@@ -105,20 +105,22 @@ def test_a_routing_is_told_beside_the_confidences_threshold() -> None:
     }
     scored |= {"hard_auroc": 0.9, "confidence_auroc": 0.89, "below_confidence": 0}
     scored |= {"points": [point], "steps": [{**step, "random": 0.6, "oracle": 0.99}]}
-    scored |= {"skills": [{"skill": "weather", "calls": 0.31234}]}
+    skill = {"skill": "weather", "easy_tool": 7, "hard_direct": 1, "tool_accuracy": 0.98765}
+    scored |= {"skills": [skill]}
     made = {"scored": scored, "fitted_on": 200, "method": "logistic", "samples": []}
     found = claims.figures("route", {}, {"fast": made})
     assert found["result"] == (
-        "fast: 80.0 % alone, 97.0 the tool, 96.0 with 40.0 % of its calls (a confidence threshold "
-        "95.0 with 42.0), tool-usage accuracy 85.0; at the same calls the gate adds +1.2 points "
-        "[-0.4, 3.1]"
+        "fast: 80.0 % alone, 97.0 the tool, 96.0 with 40.0 % of its calls, +1.2 points [-0.4, 3.1] "
+        "(a confidence threshold 95.0 with 42.0), tool-usage accuracy 85.0; at the same calls the "
+        "gate adds +1.2 points [-0.4, 3.1]"
     )
     case = found["routings"]["fast"]
     assert case["steps"][0]["confidence"] == 0.8 and case["steps"][0]["oracle"] == 0.99
-    assert case["most_wrongly_routed"] == [{"skill": "weather", "calls": 0.3123}]
-    assert measure.routings([found]).splitlines()[-1] == (
-        "| `fast` | 80.0 | 97.0 | 40.0 | 96.0 | 85.0 | 42.0 | 95.0 | 85.0 | +1.2 [-0.4, 3.1] "
-        "| +1.2 [-0.4, 3.1] | 0 |"
+    assert case["most_wrongly_routed"] == [{**skill, "tool_accuracy": 0.9877}]
+    (row,) = (it for it in measure.routings([found]).splitlines() if it.startswith("| `fast`"))
+    assert row == (
+        "| `fast` | 80.0 | 97.0 | 40.0 | 96.0 | +1.2 [-0.4, 3.1] | 85.0 | 42.0 | 95.0 | 85.0 "
+        "| +1.2 [-0.4, 3.1] | +1.2 [-0.4, 3.1] | 0 |"
     )
 
 

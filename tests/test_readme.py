@@ -373,6 +373,16 @@ def test_reranking_reaches_what_it_promises() -> None:
     assert sets["gsm8k without abel-70b"]["methods"]["mix"]["over_best_system"]["interval"][0] > 0
 
 
+def test_routing_reaches_what_it_promises() -> None:
+    """The point below the tool is kept with samples only: see the lab book."""
+    cases = json.loads((measure.BENCHMARKS / "route.json").read_text())["routings"]
+    for case in cases.values():
+        assert case["gate"]["calls"] <= 0.5 and case["gate"]["tool_usage"] >= 0.6
+        assert case["steps_below_confidence"] == 0
+    assert cases["fast_samples"]["below_tool"][0] >= -0.01
+    assert cases["fast_samples"]["accuracy_gain"][1] > 0
+
+
 def test_make_quickstart_runs_the_experiments_commands() -> None:
     makefile = (ROOT / "Makefile").read_text().replace("$(RUN)", "python")
     commands = measure.commands(ROOT / "conf" / "experiment" / "quickstart.yaml")
