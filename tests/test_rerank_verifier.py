@@ -105,6 +105,7 @@ def test_what_is_cut_is_the_beginning(problem: str, texts: list[tuple[str, str |
     assert question[len(question) - len(shared) :] == shared  # the end of the question
     room = tokenizer.context_length - 2
     assert len(shared) >= min(len(question), room // 3)
+    wholes = []
     for text, (written, final) in zip(made, texts, strict=True):
         assert len(text.tokens) <= tokenizer.context_length
         own = text.own[:-1]
@@ -113,8 +114,9 @@ def test_what_is_cut_is_the_beginning(problem: str, texts: list[tuple[str, str |
             assert own[len(own) - len(ending) :] == ending  # the final answer is whole
         whole = len(question) + len(tokenizer.encode(written)) + len(ending)
         assert text.truncated == whole - len(text.tokens) + 2
-        if whole <= room:
-            assert text.truncated == 0
+        wholes.append(whole)
+    if max(wholes) <= room:  # else the longest candidate may cost all of them the question's start
+        assert not any(text.truncated for text in made)
 
 
 def test_a_word_without_end_does_not_keep_the_tokenizer() -> None:
