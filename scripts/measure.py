@@ -177,7 +177,12 @@ def blocks() -> dict[str, str]:
     ]
     quickstart = json.loads((BENCHMARKS / "quickstart.json").read_text())
     report = json.loads((BENCHMARKS / "report.json").read_text())
-    optional = {"export": exported, "growth": at_every_size, "distill": distilled}
+    optional = {
+        "export": exported,
+        "growth": at_every_size,
+        "distill": distilled,
+        "curate": curated,
+    }
     servers = [it for it in measured if "batching" in it]
     return {
         "quickstart": printed(quickstart),
