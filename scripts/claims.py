@@ -131,7 +131,8 @@ def of_forgetting(found: Found) -> Figures:
 def of_distill(found: Found) -> Figures:
     """What students keep of their teacher's gain over chance, on `valid`; macro over subjects."""
     (teacher,) = runs(found, "quickstart/students_valid")
-    students = {name: runs(found, rf"{name}_\d/valid") for name in ("distill", "tenth", "all")}
+    groups = {name: runs(found, rf"{name}_\d/valid") for name in ("distill", "tenth", "all")}
+    students = {name: every for name, every in groups.items() if every}
     subjects, skills = teacher.columns["subject"], teacher.columns["skill"]
     options_Q, answer_Q = teacher.num_options_Q, teacher.answer_Q
     taught = summarize(teacher.probs_QK, answer_Q, options_Q, subjects)
@@ -149,7 +150,8 @@ def of_distill(found: Found) -> Figures:
     }
     changes = {
         name: paired_difference(right_Q["distill"], right_Q[name], skills)
-        for name in ("tenth", "all")
+        for name in students
+        if name != "distill"
     }
     parameters = [it.provenance["parameters"] for it in (students["distill"][0], teacher)]
     return {
@@ -169,10 +171,12 @@ def of_distill(found: Found) -> Figures:
         f"{percent(parameters[0] / parameters[1])} % of its parameters with a tenth of the labels "
         f"and the teacher {percent(accuracy['distill'])} ({percent(kept['distill'])} % of the "
         f"gain), on the tenth alone {percent(accuracy['tenth'])} (the teacher adds "
-        f"{points(changes['tenth'].difference)} {shown(changes['tenth'].interval)}), on all labels "
-        f"alone, {len(seeds['all'])} seed, {percent(accuracy['all'])} (the teacher and a tenth add "
-        f"{points(changes['all'].difference)} to that, "
-        f"{shown(changes['all'].interval)})",
+        f"{points(changes['tenth'].difference)} {shown(changes['tenth'].interval)})"
+        + (
+            f", on all labels alone, {len(seeds['all'])} seed, {percent(accuracy['all'])}"
+            if "all" in seeds
+            else ""
+        ),
     }
 
 

@@ -406,11 +406,11 @@ def distilled(figures: dict[str, Any]) -> str:
         f"| the teacher, {parameters['teacher']} million parameters: the quickstart's questions "
         f"| {100 * figures['teacher']:.1f} | | 100 |",
     ]
-    for name, title in names.items():
+    for name, accuracy in figures["accuracy"].items():
         seeds = ", ".join(f"{100 * it:.1f}" for it in figures["seeds"][name])
         rows.append(
-            f"| student, {parameters['student']} million: {title} "
-            f"| {100 * figures['accuracy'][name]:.1f} | {seeds} "
+            f"| student, {parameters['student']} million: {names[name]} "
+            f"| {100 * accuracy:.1f} | {seeds} "
             f"| {100 * figures['gain_kept'][name]:.1f} |"
         )
     return "\n".join(rows)
