@@ -48,7 +48,7 @@ SMALL = (
 LEARNS = f"{SMALL} batch_size=24 optimizer.lr=1e-3 patience=null trainer.workers=0"
 FAULTS = "--wrong 0.1 --duplicates 0.02 --leaks 0.01"
 NOISE = 0.3
-STEPS = {"faults": 300, "noise": 150}
+STEPS = {"faults": 300, "noise": 300}
 QUESTIONS = {"faults": 400, "noise": 300}
 SKILLS = {"faults": FAST + SLOW, "noise": FAST[:5]}
 LEARNT = 0.97  # accuracy of models that have not seen the question, from which a skill is learnt
