@@ -22,6 +22,7 @@ from training import an_epoch, ids_by_step, told, train_and_tell
 
 from clipstem import prediction, ranks, shards
 from clipstem.config import DistillConfig, PrepareConfig, TrainConfig, TrainerConfig
+from clipstem.metrics import summarize
 from clipstem.prepare import prepare
 from clipstem.question import ClipstemError
 from clipstem.run import Run
@@ -87,6 +88,13 @@ def assert_same(found: Path, one: Path, count: int) -> None:
     ours, theirs = (prediction.read(it / "run/predictions/valid.parquet") for it in (found, one))
     assert ours.columns == theirs.columns
     np.testing.assert_allclose(ours.probs_QK, theirs.probs_QK, atol=1e-5)
+    numbers = [
+        summarize(it.probs_QK, it.answer_Q, it.num_options_Q, it.columns["subject"])
+        for it in (ours, theirs)
+    ]
+    first, second = (dict(vars(it)) for it in numbers)
+    assert first.pop("subjects") == second.pop("subjects")
+    assert first == pytest.approx(second, abs=1e-6)
 
 
 @pytest.mark.slow
