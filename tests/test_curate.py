@@ -898,8 +898,8 @@ def test_the_command_prints_what_it_found_and_writes_it(
 ) -> None:
     dataset, _ = faulty
     out = tmp_path / "curated"
-    monkeypatch.setattr("sys.argv", ["curate", f"data={dataset.location}", f"out={out}"])
-    monkeypatch.setattr("sys.argv", [*sys.argv, "workers=1"])
+    given = [f"data={dataset.location}", f"out={out}", "workers=1"]
+    monkeypatch.setattr("sys.argv", ["curate", *given])
     main()
     printed = " ".join(capsys.readouterr().out.split())
     assert "24 of" not in printed and "12 of 264 questions have the weight 0" in printed

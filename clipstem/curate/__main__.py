@@ -197,7 +197,7 @@ def show(curated: Curated, out: str) -> None:
             table.add_row(kind, said, report.MOVES[kind], f"{number:,}")
     console.print(table)
     for line in _notes(curated, out):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _notes(curated: Curated, out: str) -> list[str]:

@@ -304,7 +304,7 @@ def show(found: Figures, folder: str) -> None:
         systems.add_row(escape(name), f"{system.candidates:,}", f"{100 * system.right:.1f}", *auc)
     console.print(systems)
     for line in (*_said_of_scores(found), *found.notes, f"written: {folder}"):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _share(share: Share) -> str:

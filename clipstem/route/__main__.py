@@ -126,7 +126,7 @@ def show(made: Figures) -> None:
         console.print(_skills_table(made.scored))
         lines += list(_said(made, made.scored))
     for line in (*lines, *made.notes):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _said(made: Figures, scored: Scored) -> Iterator[str]:
