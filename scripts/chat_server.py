@@ -136,7 +136,7 @@ class ChatServer:
             request_queue_size = 256
 
             def handle_error(self, *_: Any) -> None:
-                pass  # clients that are killed
+                """Say nothing: clients that are killed break their connections off."""
 
         self._server = Server(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"

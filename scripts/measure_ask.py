@@ -61,7 +61,7 @@ def finish(process: subprocess.Popen[bytes]) -> float:
     """Wait for a run; the processor's seconds that it took, which no other process changes."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.wait():
-        sys.exit(f"{' '.join(map(str, process.args))}: exit {process.returncode}")  # type: ignore[arg-type]
+        sys.exit(f"{process.args!r}: exit {process.returncode}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

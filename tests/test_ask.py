@@ -176,7 +176,8 @@ def test_options_that_are_pictures_are_sent_behind_their_letters() -> None:
     options = (Picture.of(image("png")), Picture.of(image("jpeg")))
     asked = Question("q", "s", "g", "k", "Which?", Picture.of(image("webp")), options)
     prompt = render(asked, config_of(pictures=Pictures.send), {})
-    shown = [part.get("text", "picture") for part in prompt.content]  # type: ignore[union-attr]
+    assert isinstance(prompt.content, list)
+    shown = [part.get("text", "picture") for part in prompt.content]
     assert shown[1:] == ["picture", "A.", "picture", "B.", "picture", "Answer:"]
     assert prompt.options == ("", "")
     broken = Question("q", "s", "g", "k", "Which?", Picture.of(b"<html>"), ("a", "b"))

@@ -319,7 +319,7 @@ def _trained(
             groups = [_some(int(q), right, rng) for q in order_Q[start : start + config.batch_size]]
             loss = _loss(verifier, embed, groups, right)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             norm = nn.utils.clip_grad_norm_(verifier.parameters(), config.optimizer.clip_norm)
             if not norm.isfinite():
                 optimizer.zero_grad()  # and so the step changes nothing
