@@ -38,9 +38,10 @@ ROWS = (
     (
         *("jsonl", "packing", "exam", "perturb", "supervision"),
         *("route.asked", "route.deferral", "route.fitting", "curate.fingerprints"),
+        "report.curate",
     ),
     (
-        *("spool", "pairs", "report.published", "report.curate", "ask.prompts"),
+        *("spool", "pairs", "report.published", "ask.prompts"),
         *("curate.duplicates", "curate.labels", "curate.cues", "curate.unseen"),
         *("rerank.candidates", "route.decisions"),
     ),

@@ -88,12 +88,10 @@ def _curate(
         leaks_into=leaks_into,
         left_out=int((weight_N[train_N] == 0).sum()),
         broken=len({id for id, _ in questions.broken}),
-        cues=tuple(report.CueRow(**vars(cue)) for cue in cued.named),
+        cues=tuple(cued.named),
         cues_tried=cued.tried,
         predicted=0 if said is None else int((said.answered_N > 0).sum()),
-        skills=()
-        if judged is None
-        else tuple(report.SkillRow(**vars(skill)) for skill in judged.skills),
+        skills=() if judged is None else tuple(judged.skills),
         units=units,
         predictions=() if said is None else tuple(report.FileRow(*file) for file in said.files),
         settings=asdict(config),

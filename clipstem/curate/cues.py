@@ -18,31 +18,13 @@ from numpy.typing import NDArray
 from scipy.special import bdtrc
 
 from clipstem.curate.fingerprints import Fingerprints, Floats, Ints
+from clipstem.report.curate import Cue
 from clipstem.statistics import holm
 
 NOWHERE = -1  # where a cue points that says nothing of a question
 FEW = 10  # questions of a skill that a cue must point at an option in
 P = 0.01  # largest adjusted p-value of a cue that is named
 GAIN = 0.25  # of the way from chance to 1 that a named cue's share of right options must go
-
-
-@dataclass(frozen=True)
-class Cue:
-    """A cue that finds the right option of a skill far more often than chance.
-
-    Attributes:
-        questions: of the skill, where it points at an option.
-        right: how many of these options are right.
-        chance: what guesses would reach there.
-        p: that so many are right by chance, adjusted for all skills and cues (Holm).
-    """
-
-    skill: str
-    name: str
-    questions: int
-    right: int
-    chance: float
-    p: float
 
 
 @dataclass(frozen=True)

@@ -19,31 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipstem.curate.fingerprints import Floats, Ints
+from clipstem.report.curate import Skill
 
 FEW = 20  # answered questions of a skill from which it has a threshold of its own
 BLIND = 1 / 3  # of the way from chance to 1 that the agreement must go for a skill to be judged
-
-
-@dataclass(frozen=True)
-class Skill:
-    """What predictions say of a skill's labels.
-
-    Attributes:
-        questions: with a known answer and a prediction.
-        agreement: share of them whose most probable option is the labelled one.
-        chance: of a guess.
-        threshold: the probability from which an option is confidently another one.
-        suspected: how many labels are.
-        is_judged: False where models know too little: then nothing is suspected.
-    """
-
-    name: str
-    questions: int
-    agreement: float
-    chance: float
-    threshold: float
-    suspected: int
-    is_judged: bool
 
 
 @dataclass(frozen=True)

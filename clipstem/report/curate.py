@@ -36,8 +36,15 @@ MOVES = {
 
 
 @dataclass(frozen=True)
-class CueRow:
-    """A cue that gives answers away; see `clipstem.curate.cues.Cue`."""
+class Cue:
+    """A cue that finds the right option of a skill far more often than chance.
+
+    Attributes:
+        questions: of the skill, where it points at an option.
+        right: how many of these options are right.
+        chance: what guesses would reach there.
+        p: that so many are right by chance, adjusted for all skills and cues (Holm).
+    """
 
     skill: str
     name: str
@@ -48,8 +55,17 @@ class CueRow:
 
 
 @dataclass(frozen=True)
-class SkillRow:
-    """How a skill's labels were judged; see `clipstem.curate.labels.Skill`."""
+class Skill:
+    """What predictions say of a skill's labels.
+
+    Attributes:
+        questions: with a known answer and a prediction.
+        agreement: share of them whose most probable option is the labelled one.
+        chance: of a guess.
+        threshold: the probability from which an option is confidently another one.
+        suspected: how many labels are.
+        is_judged: False where models know too little: then nothing is suspected.
+    """
 
     name: str
     questions: int
@@ -108,10 +124,10 @@ class Curated:
     leaks_into: dict[str, int]
     left_out: int
     broken: int
-    cues: tuple[CueRow, ...]
+    cues: tuple[Cue, ...]
     cues_tried: int
     predicted: int
-    skills: tuple[SkillRow, ...]
+    skills: tuple[Skill, ...]
     units: tuple[UnitRow, ...]
     predictions: tuple[FileRow, ...]
     settings: dict[str, Any]
