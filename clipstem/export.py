@@ -37,7 +37,7 @@ from clipstem.scorer import Scorer
 from clipstem.shards import Dataset
 from clipstem.statistics import paired_loss_at_most
 from clipstem.tokens import Layout, join
-from clipstem.towers import Towers
+from clipstem.towers import Towers, attention_for_graphs
 
 MOST_DIFFERENT = 1e-3  # of a probability, fp32 against torch: more is an error, not rounding
 QUANTISED = ("MatMul", "Gemm")
@@ -251,10 +251,13 @@ def _example(towers: Towers) -> PackedTexts:
 
 
 def _write_graph(
-    module: nn.Module, given: dict[str, tuple[Tensor, dict[int, Any]]], output: str, path: Path
+    module: PictureGraph | PackedTextGraph | RowTextGraph,
+    given: dict[str, tuple[Tensor, dict[int, Any]]],
+    output: str,
+    path: Path,
 ) -> None:
     names = list(given)
-    with warnings.catch_warnings(), torch.inference_mode():
+    with warnings.catch_warnings(), torch.inference_mode(), attention_for_graphs(module.towers):
         warnings.simplefilter("ignore")  # of the exporter, about itself
         program = torch.onnx.export(
             module,

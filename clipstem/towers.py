@@ -15,6 +15,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import HFTokenizer, get_clean_fn
-from open_clip.transformer import QuickGELU
+from open_clip.transformer import QuickGELU, VisionTransformer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -322,13 +323,52 @@ def _block(block: Any, x_RTW: Tensor, may_look_R1TT: Tensor) -> Tensor:
     return x_RTW + block.ls_2(block.mlp(block.ln_2(x_RTW)))
 
 
-def _attention(attention: nn.MultiheadAttention, x_RTW: Tensor, may_look_R1TT: Tensor) -> Tensor:
+def _attention(
+    attention: nn.MultiheadAttention, x_RTW: Tensor, may_look_R1TT: Tensor | None
+) -> Tensor:
+    """A module's attention of rows to themselves.
+
+    In three products, not one that is taken apart: in torch it is as fast, in an exported graph a
+    twentieth of the picture tower's time less.
+    """
     rows, tokens, width = x_RTW.shape
-    qkv = F.linear(x_RTW, attention.in_proj_weight, attention.in_proj_bias)
-    heads = qkv.view(rows, tokens, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
-    query, key, value = heads.unbind(0)
+    weights = attention.in_proj_weight.chunk(3)
+    biases = attention.in_proj_bias.chunk(3)
+    query, key, value = (
+        F.linear(x_RTW, weight, bias).view(rows, tokens, attention.num_heads, -1).transpose(1, 2)
+        for weight, bias in zip(weights, biases, strict=True)
+    )
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=may_look_R1TT)
     return attention.out_proj(out.transpose(1, 2).reshape(rows, tokens, width))
+
+
+class _SelfAttention(nn.Module):
+    """Stands where open_clip's blocks call `nn.MultiheadAttention` without a mask."""
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x_RTW: Tensor, *_: Tensor, **__: object) -> tuple[Tensor, None]:
+        return _attention(self.attention, x_RTW, None), None
+
+
+@contextmanager
+def attention_for_graphs(towers: Towers) -> Iterator[None]:
+    """Meanwhile a vision transformer's blocks attend as the packed text tower's do.
+
+    The exporter writes `nn.MultiheadAttention` as twice as many nodes.
+    """
+    visual = towers.model.visual
+    blocks = visual.transformer.resblocks if isinstance(visual, VisionTransformer) else []
+    own = [block for block in blocks if isinstance(block.attn, nn.MultiheadAttention)]
+    for block in own:
+        block.attn = _SelfAttention(block.attn)
+    try:
+        yield
+    finally:
+        for block in own:
+            block.attn = block.attn.attention
 
 
 def _project(tower: Any, x_UW: Tensor) -> Tensor:
