@@ -43,7 +43,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from clipstem import loader, loss, metrics, packing, pairs, run, scorer
-from clipstem.batches import Batches, batched
+from clipstem.batches import AHEAD, Batches, batched
 from clipstem.command import model_config
 from clipstem.config import Precision, TrainerConfig
 from clipstem.images import to_pixels, warm_up
@@ -81,9 +81,9 @@ class Size:
     turns: int
 
 
-QUICK = Size(questions=24, step_questions=8, steps=3, turns=1)
+QUICK = Size(questions=18, step_questions=6, steps=3, turns=1)
 WHOLE = Size(questions=128, step_questions=32, steps=4, turns=3)
-ON_CUDA = Size(questions=2048, step_questions=128, steps=10, turns=5)
+ON_CUDA = Size(questions=2048, step_questions=64, steps=10, turns=5)
 LARGE_ON_CUDA = Size(questions=1024, step_questions=16, steps=10, turns=3)  # fp32, 60 GB
 LARGE_ON_CPU = Size(questions=12, step_questions=0, steps=0, turns=1)  # training would need 30 GB
 
@@ -217,11 +217,14 @@ class Bench:
 
     def training(self, title: str, questions: list[Question], dataset: Dataset) -> dict[str, Any]:
         """A few steps of AdamW on the cross-entropy over the options, from the same weights."""
-        count = min(self.size.step_questions, len(questions))
+        count = min(self.size.step_questions, len(questions) // (WARM_UP + 1))
         steps = min(self.size.steps, len(questions) // count)
         questions = questions[: count * steps]
-        numbers_SN = batched(np.arange(len(questions)), count)
-        batches = [batch.map(self._there) for batch in self._read(dataset, "train", numbers_SN)]
+        # More are read than stepped on: while a step is timed, the worker makes a batch behind it.
+        order = np.resize(np.arange(len(questions)), len(questions) + AHEAD * count)
+        numbers_SN = batched(order, count)
+        read = itertools.islice(self._read(dataset, "train", numbers_SN), steps)
+        batches = [batch.map(self._there) for batch in read]
 
         def losses(towers: Towers, made: Iterable[PairBatch], half: bool) -> Iterator[Tensor]:
             for batch in made:
@@ -234,13 +237,14 @@ class Bench:
 
         def open_clip() -> Work:
             towers = copy.deepcopy(self.theirs).train()
-            peer = OpenClip(towers, questions, self.device, count, self.workers)
-            return steps_of(towers, peer.losses([it.answer for it in questions]))
+            shown = [questions[number] for number in order]
+            peer = OpenClip(towers, shown, self.device, count, self.workers)
+            return steps_of(towers, peer.losses([it.answer for it in shown]), steps)
 
         def clipstem(on_device: bool, half: bool = False) -> Work:
             towers = copy.deepcopy(self.towers).train()
             made = batches if on_device else self._read(dataset, "train", numbers_SN)
-            return steps_of(towers, losses(towers, made, half))
+            return steps_of(towers, losses(towers, made, half), steps)
 
         ways: Ways = {
             "open_clip": open_clip,
@@ -370,8 +374,8 @@ def with_blank_options(question: Question) -> Question:
     return dataclasses.replace(question, options=(BLANK, BLANK), answer=0)
 
 
-def steps_of(towers: Towers, losses: Iterator[Tensor]) -> Work:
-    """AdamW steps on each of the losses; gives their values. The warm-up is not in the work."""
+def steps_of(towers: Towers, losses: Iterator[Tensor], steps: int) -> Work:
+    """AdamW steps on so many of the losses; gives their values. The warm-up is not in the work."""
     optimizer = torch.optim.AdamW(towers.parameters(), lr=1e-5, fused=True)
 
     def step(value: Tensor) -> float:
@@ -381,7 +385,7 @@ def steps_of(towers: Towers, losses: Iterator[Tensor]) -> Work:
         return float(value.detach())
 
     untimed = [step(value) for value in itertools.islice(losses, WARM_UP)]
-    return lambda: [*untimed, *map(step, losses)]
+    return lambda: [*untimed, *map(step, itertools.islice(losses, steps - WARM_UP))]
 
 
 def in_turns(

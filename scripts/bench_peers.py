@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from clipstem.batches import AHEAD
 from clipstem.pairs import LOWEST_LOGIT
 from clipstem.question import Picture, Question
 from clipstem.towers import InPlaceQuickGELU, Towers
@@ -127,6 +128,7 @@ class OpenClip:
             _Prepared(questions, Prepare(towers)),  # type: ignore[arg-type]
             batch_size=batch_size,
             num_workers=workers,
+            prefetch_factor=AHEAD if workers else None,
             collate_fn=list,
             pin_memory=device.type == "cuda",
         )
