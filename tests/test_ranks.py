@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import training
 from conftest import DRAWN_SKILLS, once
 from supervising import teacher, write_weights
-from training import an_epoch, ids_by_step, told, train_and_tell
+from training import ids_by_step, told, train_and_tell
 
 from clipstem import prediction, ranks, shards
+from clipstem.command import model_config
 from clipstem.config import DistillConfig, PrepareConfig, TrainConfig, TrainerConfig
 from clipstem.metrics import summarize
 from clipstem.prepare import prepare
@@ -44,6 +46,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = [shard.questions for shard in shards.open_dataset(str(folder)).shards_of("train")]
     assert len(sizes) == 7 and len(set(sizes)) > 1, sizes
     return folder
+
+
+def an_epoch(data: Path, out: Path, model: str = "tiny_vit", **settings: Any) -> TrainConfig:
+    return training.an_epoch(data, out, model_config(model), **settings)
 
 
 def as_ranks(count: int, config: TrainConfig) -> Path:

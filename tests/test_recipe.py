@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 from safetensors.torch import load_file
 from torch import Tensor
+from training import ON_CPU, SMALL, an_epoch
 
 from clipstem import callbacks, loader, prediction, scorer, shards, towers
 from clipstem import train as training
@@ -21,8 +22,6 @@ from clipstem.batches import Batches
 from clipstem.config import (
     Augment,
     LoggerConfig,
-    ModelConfig,
-    OptimizerConfig,
     Perturbation,
     Precision,
     PrepareConfig,
@@ -38,33 +37,10 @@ from clipstem.question import ClipstemError, Kind
 from clipstem.run import Run
 from clipstem.train import train
 
-SMALL = ModelConfig(
-    name="small",
-    architecture={
-        "embed_dim": 32,
-        "vision_cfg": {
-            **{"image_size": 32, "patch_size": 8, "layers": 2, "width": 64, "head_width": 32}
-        },
-        "text_cfg": {
-            **{"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
-        },
-    },
-)
-ON_CPU = TrainerConfig(device="cpu", workers=0)
-
 
 def small(data: Path, out: Path, tune: TuneConfig, **settings: Any) -> TrainConfig:
-    given: dict[str, Any] = {
-        "steps": 6,
-        "batch_size": 12,
-        "eval_every_steps": 2,
-        "optimizer": OptimizerConfig(lr=1e-3),
-        "trainer": ON_CPU,
-        "patience": None,
-    }
-    return TrainConfig(
-        data=str(data), out=str(out), model=SMALL, tune=tune, **{**given, **settings}
-    )
+    given = {"steps": 6, "batch_size": 12, "patience": None, **settings}
+    return an_epoch(data, out, tune=tune, **given)
 
 
 def weights_in(folder: Path) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ from training import an_epoch
 
 from clipstem import loss, prediction, shards, towers
 from clipstem.batches import NOBODY, Batches, usable
+from clipstem.command import model_config
 from clipstem.config import DistillConfig, TrainConfig, TuneConfig, TuneMode
 from clipstem.images import PictureSpec
 from clipstem.learner import Learner
@@ -555,7 +556,8 @@ def test_a_resumed_run_is_bit_identical_to_one_that_was_not_stopped(
 
     copies = [Path(shutil.copy(it, tmp_path)) for it in case.config.distill.teachers]
     distill = replace(case.config.distill, teachers=[str(it) for it in copies])
-    config = replace(case.config, out=str(tmp_path / "run"), distill=distill)
+    as_finished: Any = {"model": model_config("tiny_vit"), "distill": distill}
+    config = replace(case.config, out=str(tmp_path / "run"), **as_finished)
     with monkeypatch.context() as patched:
         patched.setattr(Learner, "training_step", stop_at_step_3)
         with pytest.raises(ConnectionError):

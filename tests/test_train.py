@@ -23,6 +23,7 @@ from PIL import Image
 from preparing import with_broken_pictures
 from safetensors.torch import load_file
 from torch import Tensor
+from training import an_epoch
 
 from clipstem import prediction, scorer, shards, towers
 from clipstem.batches import NOBODY, Batches
@@ -46,25 +47,16 @@ from clipstem.tokens import join
 from clipstem.train import train, training_order
 
 
-def tiny_vit(data: Path, out: Path, **settings: Any) -> TrainConfig:
-    """A training of a few steps, different in nothing but size from a real one."""
-    given: dict[str, Any] = {
-        "steps": 6,
-        "batch_size": 12,
-        "eval_every_steps": 2,
-        "optimizer": OptimizerConfig(lr=1e-3),
-        "trainer": TrainerConfig(device="cpu", workers=0),
-    }
-    return TrainConfig(
-        data=str(data), out=str(out), model=model_config("tiny_vit"), **{**given, **settings}
-    )
+def training(data: Path, out: Path, **settings: Any) -> TrainConfig:
+    """Of a few steps, different in nothing but size from a real one."""
+    return an_epoch(data, out, **{"steps": 6, "batch_size": 12, **settings})
 
 
 @pytest.fixture(scope="module")
 def finished(drawn_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run."""
     out = tmp_path_factory.mktemp("train") / "run"
-    train(tiny_vit(drawn_data, out))
+    train(training(drawn_data, out))
     return out
 
 
@@ -85,7 +77,7 @@ def test_a_run_leaves_what_its_folder_promises(finished: Path) -> None:
 
 def test_a_run_records_how_it_was_made(finished: Path, drawn_data: Path) -> None:
     facts = json.loads((finished / "run.json").read_text())
-    assert facts["seed"] == 0 and facts["model"] == "tiny_vit"
+    assert facts["seed"] == 0 and facts["model"] == "small"
     assert facts["data_sha256"] == shards.open_dataset(str(drawn_data)).manifest.data_sha256
     assert facts["versions"]["torch"] == importlib.metadata.version("torch")
     assert facts["temperature"] > 0
@@ -124,7 +116,7 @@ def test_weights_open_in_open_clip_after_the_folder_moved(finished: Path, tmp_pa
     rows = theirs([f"{question} a triangle" for question in questions])
     for row, text in zip(rows, texts, strict=True):
         assert row.tolist() == [*text.tokens, *[0] * (77 - len(text.tokens))]
-    pixels = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (2, ours.spec.size, ours.spec.size, 3), dtype=torch.uint8)
     scaled = (pixels.float() / 255 - ours.mean_C) / ours.std_C
     packed = vars(pack(texts))
     tensors = PackedTexts(**{name: torch.from_numpy(value) for name, value in packed.items()})
@@ -162,13 +154,13 @@ def test_a_resumed_run_is_bit_identical_to_one_that_was_not_stopped(
             raise ConnectionError("the power fails")
         return step_of(self, batch, number)
 
-    config = tiny_vit(drawn_data, tmp_path / "run")
+    config = training(drawn_data, tmp_path / "run")
     with monkeypatch.context() as patched:
         patched.setattr(Learner, "training_step", stop_at_step_5)
         with pytest.raises(ConnectionError):
             train(config)
     assert not (tmp_path / "run" / "DONE").exists()
-    train(tiny_vit(drawn_data, tmp_path / "run", resume=True))
+    train(training(drawn_data, tmp_path / "run", resume=True))
     for name, value in weights_of(finished).items():
         assert torch.equal(value, weights_of(tmp_path / "run")[name]), name
 
@@ -202,8 +194,8 @@ def gradient(config: TrainConfig) -> tuple[Tensor, dict[str, Tensor]]:
 def test_accumulating_gives_the_gradient_of_the_whole_batch(
     drawn_data: Path, tmp_path: Path, batch_size: int
 ) -> None:
-    whole = tiny_vit(drawn_data, tmp_path, batch_size=batch_size)
-    parts = tiny_vit(drawn_data, tmp_path, batch_size=batch_size, accumulate=batch_size // 2)
+    whole = training(drawn_data, tmp_path, batch_size=batch_size)
+    parts = training(drawn_data, tmp_path, batch_size=batch_size, accumulate=batch_size // 2)
     (expected_loss, expected), (found_loss, found) = gradient(whole), gradient(parts)
     torch.testing.assert_close(found_loss, expected_loss, atol=1e-6, rtol=0)
     assert expected.keys() == found.keys()
@@ -214,7 +206,7 @@ def test_accumulating_gives_the_gradient_of_the_whole_batch(
 def test_the_order_is_every_question_once_an_epoch(drawn_data: Path, tmp_path: Path) -> None:
     dataset = shards.open_dataset(str(drawn_data))
     size = dataset.size("train")
-    config = tiny_vit(drawn_data, tmp_path, steps=None, epochs=2)
+    config = training(drawn_data, tmp_path, steps=None, epochs=2)
     order_SN = training_order(dataset, config)
     first, second = np.split(order_SN, 2)
     for epoch in (first, second):
@@ -223,7 +215,7 @@ def test_the_order_is_every_question_once_an_epoch(drawn_data: Path, tmp_path: P
 
 
 def test_early_stop_ends_a_run_that_does_not_improve(drawn_data: Path, tmp_path: Path) -> None:
-    still = tiny_vit(
+    still = training(
         drawn_data, tmp_path / "run", patience=1, steps=50, optimizer=OptimizerConfig(lr=1e-12)
     )
     train(still)
@@ -243,7 +235,7 @@ def test_train_never_reads_valid_or_test_before_it_is_over(
         return whole(self, split, indices)
 
     monkeypatch.setattr(shards.Dataset, "read", spy)
-    train(tiny_vit(drawn_data, tmp_path / "run", steps=2))
+    train(training(drawn_data, tmp_path / "run", steps=2))
     first_valid = read.index("valid")
     assert set(read[:first_valid]) == {"train", "tune"}
     assert set(read[first_valid:]) == {"valid"}
@@ -277,7 +269,7 @@ def test_the_logit_scale_is_clamped_before_anything_is_saved(
         return {**terms(self, batch), "listwise": -100 * self.towers.model.logit_scale}
 
     monkeypatch.setattr(Learner, "terms", grow)
-    train(tiny_vit(drawn_data, tmp_path / "run", optimizer=OptimizerConfig(lr=2.0), steps=2))
+    train(training(drawn_data, tmp_path / "run", optimizer=OptimizerConfig(lr=2.0), steps=2))
     limit = np.log(100) + 1e-6
     checkpoint = torch.load(tmp_path / "run/checkpoints/step-00000002.ckpt", weights_only=True)
     assert 4.6 < float(checkpoint["state_dict"]["towers.model.logit_scale"]) <= limit
@@ -286,7 +278,7 @@ def test_the_logit_scale_is_clamped_before_anything_is_saved(
 
 def test_training_runs_in_bf16(drawn_data: Path, tmp_path: Path) -> None:
     on_cpu = TrainerConfig(device="cpu", workers=0, precision=Precision.bf16)
-    train(tiny_vit(drawn_data, tmp_path / "run", trainer=on_cpu, steps=2))
+    train(training(drawn_data, tmp_path / "run", trainer=on_cpu, steps=2))
     assert all(value.dtype == torch.float32 for value in weights_of(tmp_path / "run").values())
 
 
@@ -310,7 +302,7 @@ def test_steps_that_are_not_finite_are_skipped_and_listed(
 
     monkeypatch.setattr(Learner, "terms", explode)
     monkeypatch.setattr(Learner, "training_step", remember)
-    made = train(tiny_vit(drawn_data, tmp_path / "run"))
+    made = train(training(drawn_data, tmp_path / "run"))
     assert [torch.equal(one, two) for one, two in pairwise(before)] == [
         False,
         True,
@@ -322,7 +314,7 @@ def test_steps_that_are_not_finite_are_skipped_and_listed(
         json.loads(line) for line in (made.folder / "nonfinite.jsonl").read_text().splitlines()
     ]
     assert [line["step"] for line in lines] == [2, 3]
-    order_SN = training_order(shards.open_dataset(str(drawn_data)), tiny_vit(drawn_data, tmp_path))
+    order_SN = training_order(shards.open_dataset(str(drawn_data)), training(drawn_data, tmp_path))
     asked = shards.open_dataset(str(drawn_data)).read("train", order_SN[1])
     assert lines[0]["questions"] == [question.id for question in asked]
     assert all(bool(value.isfinite().all()) for value in weights_of(made.folder).values())
@@ -330,7 +322,7 @@ def test_steps_that_are_not_finite_are_skipped_and_listed(
 
 def test_questions_with_broken_pictures_are_skipped_counted_and_listed(tmp_path: Path) -> None:
     data = with_broken_pictures(tmp_path / "data", 40, broken=[3, 20])
-    given = tiny_vit(Path(data.location), tmp_path / "run", batch_size=8, steps=5)
+    given = training(Path(data.location), tmp_path / "run", batch_size=8, steps=5)
     on_cpu = replace(given.trainer, max_skipped_fraction=0.02)
     made = train(replace(given, trainer=on_cpu))
     assert made.facts["skipped"] == 2
@@ -346,7 +338,7 @@ def test_questions_with_broken_pictures_are_skipped_counted_and_listed(tmp_path:
 def test_more_steps_that_are_not_finite_than_allowed_stop_the_run(
     drawn_data: Path, tmp_path: Path
 ) -> None:
-    wild = tiny_vit(
+    wild = training(
         drawn_data, tmp_path / "run", optimizer=OptimizerConfig(lr=1e30), max_nonfinite_steps=2
     )
     with pytest.raises(ClipstemError, match=r"3 steps in all \(max_nonfinite_steps=2\); try a low"):
@@ -359,9 +351,10 @@ def test_more_steps_that_are_not_finite_than_allowed_stop_the_run(
 def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_the_same(
     number: signal.Signals, workers: int, drawn_data: Path, tmp_path: Path
 ) -> None:
-    settings = {"steps": 20, "batch_size": 4, "eval_every_steps": 1000}
+    settings: dict[str, Any] = {"steps": 20, "batch_size": 4, "eval_every_steps": 1000}
     arguments = [f"data={drawn_data}", "out=run", "model=tiny_vit", "optimizer.lr=1e-3"]
     arguments += [f"trainer.workers={workers}", *(f"{key}={it}" for key, it in settings.items())]
+    settings["model"] = model_config("tiny_vit")
     command = [sys.executable, "-m", "clipstem.train", *arguments]
     metrics = tmp_path / "run/metrics.csv"
     with subprocess.Popen(command, cwd=tmp_path, start_new_session=True) as process:
@@ -372,15 +365,15 @@ def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_the_same(
         assert process.wait(100) == STOPPED
     (saved,) = (tmp_path / "run/checkpoints").glob("*.ckpt")
     assert 10 <= int(saved.stem.removeprefix("step-")) < 20
-    resumed = train(tiny_vit(drawn_data, tmp_path / "run", resume=True, **settings))
-    whole = train(tiny_vit(drawn_data, tmp_path / "whole", **settings))
+    resumed = train(training(drawn_data, tmp_path / "run", resume=True, **settings))
+    whole = train(training(drawn_data, tmp_path / "whole", **settings))
     assert resumed.metrics.read_text() == whole.metrics.read_text()
     for name, value in weights_of(whole.folder).items():
         assert torch.equal(value, weights_of(resumed.folder)[name]), name
 
 
 def test_two_processes_do_not_write_the_same_run(drawn_data: Path, tmp_path: Path) -> None:
-    config = tiny_vit(drawn_data, tmp_path / "run", steps=1)
+    config = training(drawn_data, tmp_path / "run", steps=1)
     train(config)
     (tmp_path / "run/DONE").unlink()
     code = (
@@ -406,7 +399,7 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(
     config = (copy / "config.yaml").read_text()
     last = copy / "checkpoints/step-00000006.ckpt"
     last.write_bytes(last.read_bytes()[:5000])
-    train(tiny_vit(drawn_data, copy, resume=True))
+    train(training(drawn_data, copy, resume=True))
     assert (copy / "config.yaml").read_text() == config
     assert (copy / "metrics.csv").read_text() == (finished / "metrics.csv").read_text()
     for name, value in weights_of(finished).items():
@@ -433,17 +426,17 @@ def test_without_tune_the_last_weights_count_and_the_temperature_is_1(tmp_path: 
     (tmp_path / "q.jsonl").write_text("\n".join(lines))
     out, path = str(tmp_path / "data"), str(tmp_path / "q.jsonl")
     prepare(PrepareConfig(out=out, source=Source.jsonl, path=path, split="train", workers=1))
-    made = train(tiny_vit(tmp_path / "data", tmp_path / "run", steps=3, batch_size=4))
+    made = train(training(tmp_path / "data", tmp_path / "run", steps=3, batch_size=4))
     assert made.facts["temperature"] == 1.0
     assert [path.name for path in (made.folder / "checkpoints").glob("best-*")] == ["best-00000003"]
 
 
 def test_a_finished_run_is_not_overwritten(finished: Path, drawn_data: Path) -> None:
     with pytest.raises(ClipstemError, match="this run is finished; choose another out="):
-        train(tiny_vit(drawn_data, finished))
+        train(training(drawn_data, finished))
 
 
 def test_nothing_is_written_where_there_is_no_data(tmp_path: Path) -> None:
     with pytest.raises(ClipstemError, match="nowhere"):
-        train(tiny_vit(tmp_path / "nowhere", tmp_path / "run"))
+        train(training(tmp_path / "nowhere", tmp_path / "run"))
     assert not (tmp_path / "run").exists()

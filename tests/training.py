@@ -10,25 +10,35 @@ import pytest
 from torch import Tensor
 
 from clipstem import console, ranks
-from clipstem.command import model_config
-from clipstem.config import OptimizerConfig, TrainConfig, TrainerConfig
+from clipstem.config import ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
 from clipstem.learner import Learner
 from clipstem.pairs import PairBatch
 from clipstem.train import train
 
 ON_CPU = TrainerConfig(device="cpu", workers=0)
+SMALL = ModelConfig(
+    name="small",
+    architecture={
+        "embed_dim": 32,
+        "vision_cfg": {
+            **{"image_size": 32, "patch_size": 8, "layers": 2, "width": 64, "head_width": 32}
+        },
+        "text_cfg": {
+            **{"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
+        },
+    },
+)
+"""A third of `tiny_vit`: for tests that ask how a training goes, not how well."""
 
 
-def an_epoch(data: Path, out: Path, model: str = "tiny_vit", **settings: Any) -> TrainConfig:
+def an_epoch(data: Path, out: Path, model: ModelConfig = SMALL, **settings: Any) -> TrainConfig:
     given: dict[str, Any] = {
         "batch_size": 24,
         "eval_every_steps": 2,
         "optimizer": OptimizerConfig(lr=1e-3),
         "trainer": ON_CPU,
     }
-    return TrainConfig(
-        data=str(data), out=str(out), model=model_config(model), **{**given, **settings}
-    )
+    return TrainConfig(data=str(data), out=str(out), model=model, **{**given, **settings})
 
 
 def train_and_tell(config: TrainConfig) -> None:
