@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clipstem import towers
-from clipstem.atomic import new_folder
+from clipstem.atomic import new_folder, refuse_existing
 from clipstem.command import verb
 from clipstem.config import AssembleConfig, ModelConfig, TowerConfig
 from clipstem.question import ClipstemError
@@ -125,8 +125,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 @verb("assemble", AssembleConfig)
 def main(config: AssembleConfig) -> None:
     out = Path(config.out)
-    if out.exists():
-        raise ClipstemError(f"{out} exists and is never overwritten; give another out=<folder>")
+    refuse_existing(out, "out=<folder>")
     model = assemble(config)
     with new_folder(out) as partial:
         model.save(partial)

@@ -75,16 +75,15 @@ def _named(path: Path) -> Iterator[None]:
         ) from error
 
 
-def refuse_existing(path: Path) -> None:
-    """Refuse a path that exists.
+def refuse_existing(path: Path, setting: str = "") -> None:
+    """Refuse a path that exists; `setting` is how another one is given, such as out=<folder>.
 
     Raises:
         ClipstemError: if it does.
     """
     if path.exists():
-        raise ClipstemError(
-            f"{path} exists and is never overwritten; choose another name or move it away"
-        )
+        instead = f"give another {setting}" if setting else "choose another name or move it away"
+        raise ClipstemError(f"{path} exists and is never overwritten; {instead}")
 
 
 def _flush(path: Path) -> None:

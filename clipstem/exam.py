@@ -11,7 +11,6 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from rich.table import Table
 from clipstem import prediction, run
 from clipstem.atomic import new_folder
 from clipstem.command import verb
-from clipstem.config import Choices, ExamConfig, Rule
+from clipstem.config import Choices, ExamConfig, Rule, plain
 from clipstem.console import console
 from clipstem.prediction import Predictions
 from clipstem.question import YOUNGEST, ClipstemError, natural
@@ -278,19 +277,11 @@ def _sit_unit(unit: Unit, right_2Q: Floats, config: ExamConfig) -> Ints:
 # ---------------------------------------------------------------------------- what people see
 
 
-def settings_of(config: ExamConfig) -> dict[str, Any]:
-    """Every setting, as plain values."""
-    return {
-        name: value.value if isinstance(value, Enum) else value
-        for name, value in dataclasses.asdict(config).items()
-    }
-
-
 def show(exam: Exam, found: Predictions) -> None:
     """Print the scores and everything that they hang on."""
     console.print(_scores_table(exam))
     console.print(_lowest_table(exam))
-    settings = ", ".join(f"{name}={value}" for name, value in settings_of(exam.config).items())
+    settings = ", ".join(f"{name}={value}" for name, value in plain(exam.config).items())
     for line in (settings, *_notes(exam, found)):
         console.print(line, markup=False, highlight=False)
 
@@ -383,7 +374,7 @@ def write(exam: Exam, found: Predictions, folder: Path) -> None:
         ClipstemError: if the folder exists.
     """
     content = {
-        "settings": settings_of(exam.config),
+        "settings": plain(exam.config),
         "mean_of_subjects": dataclasses.asdict(exam.mean_of_subjects),
         "mean_of_skills": dataclasses.asdict(exam.mean_of_skills),
         **{

@@ -9,13 +9,13 @@ from collections import Counter
 from pathlib import Path
 
 from clipstem import console, shards
+from clipstem.atomic import refuse_existing
 from clipstem.batches import has_answers, usable
 from clipstem.command import verb
 from clipstem.config import PredictConfig
 from clipstem.engine import ALL, Engine
 from clipstem.perturb import Change, Perturbed
 from clipstem.prediction import Predictions
-from clipstem.question import ClipstemError
 from clipstem.shards import Dataset
 
 
@@ -59,9 +59,9 @@ def planned(config: PredictConfig) -> tuple[Dataset, dict[str, Path]]:
     files = {split: predictions_file(config, split) for split in splits}
     for split, file in files.items():
         dataset.shards_of(split)
-        _refuse_existing(file, "out")
+        refuse_existing(file, "out=<file>")
     if config.preds_txt is not None:
-        _refuse_existing(Path(config.preds_txt), "preds_txt")
+        refuse_existing(Path(config.preds_txt), "preds_txt=<file>")
     return dataset, files
 
 
@@ -73,11 +73,6 @@ def part_of(config: PredictConfig, dataset: Dataset, split: str) -> slice:
     return slice(
         questions * (config.part - 1) // config.parts, questions * config.part // config.parts
     )
-
-
-def _refuse_existing(file: Path, key: str) -> None:
-    if file.exists():
-        raise ClipstemError(f"{file} exists and is never overwritten; give another {key}=<file>")
 
 
 def perturbed(dataset: Dataset, config: PredictConfig) -> Dataset:

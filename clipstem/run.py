@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from clipstem.atomic import new_file, new_folder
+from clipstem.atomic import new_file, new_folder, refuse_existing
 from clipstem.question import ClipstemError
 
 log = logging.getLogger(__name__)
@@ -154,11 +154,7 @@ def start(folder: Path, config_yaml: str, resume: bool, facts: Mapping[str, Any]
     if resume:
         _refuse_other_settings(run, config_yaml)
         return run
-    if folder.exists():
-        raise ClipstemError(
-            f"{folder} exists and is never overwritten; choose another out=<folder>, "
-            "or resume=true for an unfinished run"
-        )
+    refuse_existing(folder, "out=<folder>, or resume=true for an unfinished run")
     with new_folder(folder) as partial:
         made = Run(partial)
         made.config.write_text(config_yaml)

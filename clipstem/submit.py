@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from clipstem import background, shards, slurm, sweep
+from clipstem.atomic import refuse_existing
 from clipstem.command import composed, verb
 from clipstem.config import (
     Action,
@@ -84,8 +85,7 @@ def output(verb: SweepVerb, overrides: Sequence[str]) -> Path:
         training = composed("train", TrainConfig, overrides)
         shards.open_dataset(training.data).shards_of("train")
         out = Path(training.out)
-        if out.exists():
-            raise ClipstemError(f"{out} exists and is never overwritten; give another out=<folder>")
+        refuse_existing(out, "out=<folder>")
         return out.absolute()
     predicting = composed("predict", PredictConfig, overrides)
     if predicting.split == "all":
@@ -106,8 +106,7 @@ def submit(config: SubmitConfig) -> None:
         ClipstemError: if a task would fail at once, the folder exists, or SLURM refuses.
     """
     folder = folder_of(config)
-    if folder.exists():
-        raise ClipstemError(f"{folder} exists and is never overwritten; give another out=<folder>")
+    refuse_existing(folder, "out=<folder>")
     tasks = read_tasks(Path(str(config.tasks)), config.verb)
     made = sweep.create(folder, config.verb, tasks, str(config.tasks))
     numbers = [task.number for task in tasks]

@@ -126,8 +126,6 @@ class ChatServer:
                 data = self.rfile.read(int(self.headers["Content-Length"]))
                 owner._serve(self, data)
 
-            do_GET = do_POST
-
             def log_message(self, *_: Any) -> None:
                 pass
 

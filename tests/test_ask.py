@@ -14,6 +14,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +263,7 @@ def test_questions_that_read_the_same_are_one_request(
     rows = [row(number, problem="Which?", split="valid") for number in range(30)]
     found = run(prepared(tmp_path, write_jsonl(tmp_path / "source", rows)))
     assert len(found) == 30 and len(server.calls) == 1
-    assert found.provenance["answers"] == 1
+    assert found.provenance["answers"] == sum(found.provenance["understood"].values()) == 1
 
 
 def test_only_the_first_questions_are_asked_where_that_is_said(
@@ -461,6 +462,25 @@ def test_what_all_would_get_stops_the_run_at_once(
     assert not Path("o.parquet").exists()
 
 
+def test_what_stops_the_run_does_not_lose_requests_on_their_way(
+    run: Callable[..., prediction.Predictions],
+    drawn_data: Path,
+    server: ChatServer,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    all_are_on_their_way = threading.Barrier(3)
+
+    def script(call: Call) -> Answer:
+        number = all_are_on_their_way.wait(timeout=60)
+        good = letter_for(call)
+        return error(401, "revoked") if number == 0 else replace(good, delay_seconds=0.1 * number)
+
+    server.script = script
+    assert "401 Unauthorized (revoked)" in refused(run, capsys, drawn_data, concurrency=3)
+    assert len(server.calls) == 3
+    assert len(lines(Path("o.answers.jsonl"))) == 1 + len(server.answered) == 3
+
+
 def test_the_key_is_in_nothing_that_is_written_or_printed(
     run: Callable[..., prediction.Predictions],
     data: Dataset,
@@ -541,7 +561,7 @@ def test_a_split_of_which_nothing_is_asked_is_said(
         ({"input_price": 1.0}, "conf keys 'input_price', 'output_price': one needs the other"),
         ({"pictures": Pictures.send, "captions": "c"}, "conf key 'captions': has no effect with"),
         ({"cache": "o.parquet"}, "conf keys 'cache', 'out': are the same file"),
-        ({"extra_body": {"stream": True}}, "'extra_body.stream': is decided elsewhere; give none"),
+        ({"extra_body": {"stream": True}}, "'extra_body.stream': is decided elsewhere; leave it"),
         ({"extra_body": {"model": "x"}}, "'extra_body.model': is decided elsewhere; give model_na"),
     ],
 )  # fmt: skip
@@ -575,10 +595,12 @@ WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from clipstem.ask.__ma
 
 
 class Gate:
-    """A script that answers some requests, and holds the others until it is opened."""
+    """A script that answers some requests, and holds the others until it is opened: those get
+    what comes then."""
 
-    def __init__(self, answered: int, waiting: int) -> None:
+    def __init__(self, answered: int, waiting: int, then: Callable[[Call], Answer]) -> None:
         self.left = answered
+        self.then = then
         self.waiting = threading.Semaphore(0)
         self.expected = waiting
         self.opened = threading.Event()
@@ -591,7 +613,7 @@ class Gate:
         if is_held and not self.opened.is_set():
             self.waiting.release()
             self.opened.wait()
-            return Answer(b"", 500, is_good=False)
+            return self.then(call)
         return letter_for(call)
 
     def wait(self) -> None:
@@ -601,17 +623,25 @@ class Gate:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 75)]
+    ("number", "status", "kept"),
+    [
+        (signal.SIGKILL, -9, 9),
+        (signal.SIGINT, 130, 9),  # twice, so that nobody waits for those on their way
+        (signal.SIGTERM, 75, 12),  # once, and those on their way are waited for
+    ],
 )
 def test_a_run_that_is_stopped_goes_on_without_a_repeated_call(
     number: signal.Signals,
     status: int,
+    kept: int,
     run: Callable[..., prediction.Predictions],
     drawn_data: Path,
     server: ChatServer,
 ) -> None:
     """A real process; all that was answered was kept, as each worker waits for another answer."""
-    gate = server.script = Gate(answered=9, waiting=3)
+    lost = Answer(b"", 500, is_good=False)
+    then = letter_for if number == signal.SIGTERM else lambda _: lost
+    gate = server.script = Gate(answered=9, waiting=3, then=then)
     program = [sys.executable, "-c", f"{WITHOUT_TORCH}main()"]
     words = arguments(drawn_data, server, concurrency=3)
     with subprocess.Popen(
@@ -619,17 +649,24 @@ def test_a_run_that_is_stopped_goes_on_without_a_repeated_call(
     ) as process:
         gate.wait()
         process.send_signal(number)
+        if number != signal.SIGKILL:
+            assert process.stdout is not None
+            assert any("stopping: requests on their way have" in line for line in process.stdout)
+        if number == signal.SIGTERM:
+            gate.opened.set()
+        if number == signal.SIGINT:
+            process.send_signal(number)
         printed, _ = process.communicate()
     assert process.returncode == status
     if number is not signal.SIGKILL:
-        assert "9 answers are kept in o.answers.jsonl: the same command goes on" in printed
+        assert f"{kept} answers are kept in o.answers.jsonl: the same command goes on" in printed
         assert "Traceback" not in printed
     assert not Path("o.parquet").exists()
     gate.opened.set()
     found = run(drawn_data, concurrency=3)
     assert Counter(server.answered).most_common(1)[0][1] == 1
     assert len(server.answered) == found.provenance["answers"]
-    assert found.provenance["requests"] == found.provenance["answers"] - 9
+    assert found.provenance["requests"] == found.provenance["answers"] - kept
 
 
 @pytest.mark.slow

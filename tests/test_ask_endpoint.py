@@ -160,6 +160,18 @@ def test_an_endpoint_is_left_alone_as_long_as_it_asks(
     assert sum(waits) == seconds
 
 
+@pytest.mark.parametrize("asked_seconds", [0, 3])
+def test_what_it_asks_for_is_waited_longer_where_it_was_not_enough(
+    asked_seconds: int, server: ChatServer, waits: list[float]
+) -> None:
+    server.script = in_turn(error(429, "slow down", **{"Retry-After": str(asked_seconds)}))
+    with pytest.raises(Unanswered, match="5 tries"):
+        asked(server.url, max_retries=4, max_wait_seconds=3)
+    more = [wait - asked_seconds for wait in waits if wait != asked_seconds]
+    assert all(0 < it <= most for it, most in zip(more, [1, 2, 3], strict=True))
+    assert sum(waits) == pytest.approx(4 * asked_seconds + sum(more))
+
+
 @pytest.mark.parametrize("value", ["soon", "-3", "1e3", "nan", "Mon, 99 Foo 2020", "9" * 50, ""])
 def test_a_retry_after_that_is_none_is_passed_over(
     value: str, server: ChatServer, waits: list[float]

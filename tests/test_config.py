@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import is_dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import pytest
@@ -25,6 +26,7 @@ from clipstem.config import (
     TuneMode,
     Variant,
 )
+from clipstem.config.checks import require_at_least, require_fraction, require_positive
 from clipstem.question import ClipstemError, ProblemPicture
 
 # ---------------------------------------------------------------------------- cross-field checks
@@ -86,7 +88,7 @@ def prepare(**values: Any) -> PrepareConfig:
         (train, {"batch_size": 0}, "conf key 'batch_size': 0 is not above 0"),
         (train, {"accumulate": 0}, "conf key 'accumulate': 0 is not above 0"),
         (train, {"steps": 0}, "conf key 'steps': 0 is below 1"),
-        (train, {"epochs": float("nan")}, "conf key 'epochs': nan is not above 0"),
+        (train, {"epochs": float("nan")}, "conf key 'epochs': nan is not a finite number"),
         (train, {"eval_every_steps": -1}, "conf key 'eval_every_steps': -1 is not above 0"),
         (predict, {}, ONE_OF_THREE),
         (
@@ -149,7 +151,7 @@ def prepare(**values: Any) -> PrepareConfig:
             {"scores": Scores.given},
             "conf key 'candidates' is missing; scores=given needs candidates=[<file>.jsonl]",
         ),
-        (prepare, {"seed": -1}, "conf key 'seed': -1 is below 0"),
+        (prepare, {"seed": -1}, "conf key 'seed': -1 is not from 0 to below 4294967296"),
         (prepare, {"tune_fraction": 1.0}, "conf key 'tune_fraction': 1.0 is not from 0 to below 1"),
         (
             prepare,
@@ -166,6 +168,37 @@ def test_settings_that_contradict_each_other_are_refused(
     assert str(error.value) == message
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("check", "arguments"),
+    [(require_at_least, (0,)), (require_positive, ()), (require_fraction, ())],
+)
+def test_no_number_is_infinite_or_none(
+    check: Callable[..., None], arguments: tuple[int, ...], value: float
+) -> None:
+    with pytest.raises(ClipstemError, match=f"conf key 'lr': {value} is not a finite number"):
+        check(SimpleNamespace(lr=value), *arguments, "lr")
+    check(SimpleNamespace(lr=None), *arguments, "lr")
+
+
+GIVEN: dict[Any, dict[str, Any]] = {
+    PredictConfig: {"run": "r"},
+    config.ExportConfig: {"run": "r"},
+    config.RouteConfig: {"tool": "t"},
+}
+"""What the others need not be given."""
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+@pytest.mark.parametrize(
+    "schema", [it for it in vars(config).values() if is_dataclass(it) and hasattr(it, "seed")]
+)
+def test_every_seed_is_one_that_all_generators_take(schema: Any, seed: int) -> None:
+    with pytest.raises(ClipstemError, match=f"conf key 'seed': {seed} is not from 0 to below"):
+        schema(**GIVEN.get(schema, {}), seed=seed)
+    assert schema(**GIVEN.get(schema, {}), seed=2**32 - 1).seed == 2**32 - 1
+
+
 # ---------------------------------------------------------------------------- preparing
 
 
@@ -177,7 +210,7 @@ def test_settings_that_contradict_each_other_are_refused(
         ({"path": "x"}, "'path': is x; source=drawn expects no path"),
         ({"split": "valid"}, "source=drawn has its own splits"),
         ({"tune_fraction": 1.0}, "'tune_fraction': 1.0 is not from 0 to below 1"),
-        ({"seed": -1}, "'seed': -1 is below 0"),
+        ({"seed": -1}, "'seed': -1 is not from 0 to below 4294967296"),
         ({"workers": 0}, "'workers': 0 is below 1"),
         ({"max_image_side": 0}, "'max_image_side': 0 is below 1"),
         ({"shard_bytes": 0}, "'shard_bytes': 0 is not above 0"),
@@ -199,6 +232,10 @@ def test_wrong_settings_are_named(values: dict[str, Any], message: str) -> None:
         ),
         ({"split": "test", "split_fractions": {"train": 1.0}}, "give one of them, not both"),
         ({"split_fractions": {"train": 0.5}}, "{'train': 0.5} are not all above 0 with sum 1"),
+        (
+            {"split_fractions": {"train": 0.5, "test": float("nan")}},
+            "are not all above 0 with sum 1",
+        ),
     ],
 )
 def test_wrong_splits_are_named(values: dict[str, Any], message: str) -> None:

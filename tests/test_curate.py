@@ -993,6 +993,7 @@ def test_an_existing_folder_stays_as_it_is(lots: Dataset, tmp_path: Path) -> Non
         ({"balance": 1.5}, "conf key 'balance': 1.5 is not from 0 to 1"),
         ({"folds": 3, "predictions": ["p"]}, "give one of them"),
         ({"unseen": True}, "needs predictions="),
+        ({"predictions": ["p", "q", "p"]}, "conf key 'predictions': p is given twice"),
         ({"shown": -1}, "'shown': -1 is below 0"),
     ],
 )

@@ -465,7 +465,7 @@ def test_a_short_exam_says_that_nobody_can_master_a_skill(
         (["predictions=p", "repeats=0"], "conf key 'repeats': 0 is not above 0"),
         (["predictions=p", "questions_per_skill=0"], "'questions_per_skill': 0 is not above 0"),
         (["predictions=p", "length=3"], "conf key 'length' is unknown"),
-        (["predictions=p", "seed=-1"], "conf key 'seed': -1 is below 0"),
+        (["predictions=p", "seed=-1"], "conf key 'seed': -1 is not from 0 to below 4294967296"),
     ],
 )
 def test_a_mistake_is_one_line(

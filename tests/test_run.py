@@ -58,7 +58,7 @@ def test_an_existing_folder_is_refused_and_kept(tmp_path: Path) -> None:
     with pytest.raises(ClipstemError) as error:
         run.start(tmp_path / "a", "", resume=False, facts={})
     assert str(error.value) == (
-        f"{tmp_path}/a exists and is never overwritten; choose another out=<folder>, "
+        f"{tmp_path}/a exists and is never overwritten; give another out=<folder>, "
         "or resume=true for an unfinished run"
     )
     assert list((tmp_path / "a").iterdir()) == []

@@ -6,7 +6,6 @@ What it has answered is kept beside `out`, so that a run that ended early goes o
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
 import time
@@ -27,6 +26,7 @@ from clipstem.command import verb
 from clipstem.config import AskConfig
 from clipstem.prediction import COLUMNS, UNKNOWN, Predictions
 from clipstem.question import ClipstemError
+from clipstem.storage import file_sha256
 
 if TYPE_CHECKING:
     from clipstem.ask.asking import Asking
@@ -50,7 +50,7 @@ def ask(config: AskConfig) -> Predictions:
     from clipstem.ask.endpoint import Endpoint
 
     out, started = Path(config.out), time.perf_counter()
-    refuse_existing(out)
+    refuse_existing(out, "out=<file>")
     endpoint = Endpoint(config, _key(config))
     asking = Asking.of(config, shards.open_dataset(config.data), endpoint)
     cache = out.with_suffix(".answers.jsonl") if config.cache is None else Path(config.cache)
@@ -114,21 +114,22 @@ def predictions(asking: Asking, known: Answers) -> Predictions:
     places = sorted(asking.asked)
     index = dataset.index(config.split).take(places)
     probs_QK = np.zeros((len(places), max(index["num_options"].to_pylist())))
-    ways = Counter(dict.fromkeys(Way, 0))
+    way_of: dict[str, Way] = {}  # each answer once, however many questions share it
     guessed = from_logprobs = 0
     for row, asked in enumerate(asking.asked[place] for place in places):
-        replies = [known[key] for key in asked.keys if key in known]
+        keys = [key for key in asked.keys if key in known]
+        replies = [known[key] for key in keys]
         parsed = [parsing.parse(reply.text, asked.options) for reply in replies]
         probs_K, has_logprobs = parsing.probabilities(
             replies, parsed, len(asked.options), config.logprobs, f"{config.seed}/{asked.id}"
         )
         probs_QK[row, : len(probs_K)] = probs_K
-        ways.update(it.way for it in parsed)
+        way_of.update((key, it.way) for key, it in zip(keys, parsed, strict=True))
         guessed += all(it.option is None for it in parsed)
         from_logprobs += has_logprobs
     with np.errstate(divide="ignore"):
         logits_QK = np.maximum(np.log(probs_QK), np.finfo(np.float32).min).astype(np.float32)
-    keys = {key for asked in asking.asked.values() for key in asked.keys if key in known}
+    ways = Counter(way_of.values())
     columns = {name: index[name].to_pylist() for name in COLUMNS if name in index.column_names}
     return Predictions(
         columns={**columns, "truncated_tokens": [UNKNOWN] * len(places)},
@@ -144,10 +145,10 @@ def predictions(asking: Asking, known: Answers) -> Predictions:
             ),
             "skipped": len(skipped),
             "without_caption": asking.without_caption,
-            "understood": {way.value: count for way, count in ways.items()},
+            "understood": {way.value: ways[way] for way in Way},
             "guessed": guessed,
             "from_logprobs": from_logprobs,
-            **_cost(config, [known[key] for key in sorted(keys)]),
+            **_cost(config, [known[key] for key in sorted(way_of)]),
         },
     )
 
@@ -163,7 +164,7 @@ def _how(config: AskConfig) -> dict[str, Any]:
         "instruction": config.instruction,
         "pictures": config.pictures.value,
         "captions": config.captions,
-        "captions_sha256": None if config.captions is None else _sha256(Path(config.captions)),
+        "captions_sha256": None if config.captions is None else file_sha256(Path(config.captions)),
         "sampling_temperature": config.temperature,
         "max_tokens": config.max_tokens,
         "samples": config.samples,
@@ -176,11 +177,6 @@ def _how(config: AskConfig) -> dict[str, Any]:
             f"{config.seed}"
         ),
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _cost(config: AskConfig, replies: Sequence[Reply]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -19,9 +20,12 @@ from clipstem.question import ClipstemError
 from clipstem.shards import Dataset
 from clipstem.stopping import SIGNALS, STOPPED
 
+log = logging.getLogger(__name__)
+
 READ_AT_ONCE = 64  # questions
 MOST_FAILED_IN_A_ROW = 20  # requests without an answer; then the endpoint is taken to be down
 TOP_LOGPROBS = 20  # the most that OpenAI gives
+GRACE_SECONDS = 20.0  # for requests on their way; clusters kill 30 s after they ask to stop
 
 Progress = Callable[[int], None]
 
@@ -65,6 +69,9 @@ class Asking:
     without_caption: int = 0
     _reason_of: dict[str, str] = field(default_factory=dict)
     _failed_in_a_row: int = 0
+    _workers: list[asyncio.Task[None]] = field(default_factory=list)
+    _is_stopping: bool = False
+    _failure: Exception | None = None
 
     @classmethod
     def of(cls, config: AskConfig, dataset: Dataset, endpoint: Endpoint) -> Asking:
@@ -80,39 +87,85 @@ class Asking:
     async def run(self, known: Answers, progress: Progress) -> None:
         """Make every request that has no answer yet; `progress` is told of each that has one.
 
+        Where it ends early, requests on their way, which are paid for, have `GRACE_SECONDS` to be
+        answered.
+
         Raises:
             ClipstemError: if the endpoint cannot be asked at all, or too often does not answer.
             KeyboardInterrupt, SystemExit: if a signal comes, the latter with `STOPPED`.
         """
         jobs = self._jobs(known, progress)  # which all workers take from
-        with _cancelled_by_signals() as came:
-            try:
-                async with self.endpoint, asyncio.TaskGroup() as workers:
-                    for _ in range(self.config.concurrency):
-                        workers.create_task(self._work(jobs, known, progress))
-            except BaseExceptionGroup as group:
-                raise group.exceptions[0] from None
-            except asyncio.CancelledError:
-                if not came:
-                    raise
-                if came[0] == signal.SIGINT:
-                    raise KeyboardInterrupt from None
-                raise SystemExit(STOPPED) from None
+        async with self.endpoint:
+            with self._stopped_by_signals() as came:
+                self._workers = [
+                    asyncio.create_task(self._work(jobs, known, progress))
+                    for _ in range(self.config.concurrency)
+                ]
+                await asyncio.wait(self._workers)
+        if self._failure is not None:
+            raise self._failure
+        if came:
+            raise KeyboardInterrupt if came[0] == signal.SIGINT else SystemExit(STOPPED)
         for place, asked in list(self.asked.items()):
             if not any(key in known for key in asked.keys):
                 self.skipped[place] = (asked.id, f"no answer: {self._reason_of[asked.keys[0]]}")
                 del self.asked[place]
 
     async def _work(self, jobs: Iterator[Job], known: Answers, progress: Progress) -> None:
-        for job in jobs:
-            try:
-                reply = await self.endpoint.ask(job.body)
-            except Unanswered as reason:
-                self._note(job, str(reason))
+        try:
+            while not self._is_stopping and (job := next(jobs, None)) is not None:
+                try:
+                    reply = await self.endpoint.ask(job.body)
+                except Unanswered as reason:
+                    self._note(job, str(reason))
+                else:
+                    known.add(job.key, job.question, reply)
+                    self._failed_in_a_row = 0
+                progress(1)
+        except Exception as error:
+            if self._failure is None:
+                self._failure = error
+            self._stop()
+
+    def _stop(self) -> None:
+        """Begin no further request, and give up those on their way after a while."""
+        if not self._is_stopping:
+            self._is_stopping = True
+            asyncio.get_running_loop().call_later(GRACE_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        for worker in self._workers:
+            worker.cancel()
+
+    @contextmanager
+    def _stopped_by_signals(self) -> Iterator[list[signal.Signals]]:
+        """Let Ctrl-C and what clusters send stop it in good order, and the second one at once; the
+        block is given what came."""
+        came: list[signal.Signals] = []
+        loop = asyncio.get_running_loop()
+
+        def stop(number: signal.Signals) -> None:
+            came.append(number)
+            if self._is_stopping:
+                self._give_up()
             else:
-                known.add(job.key, job.question, reply)
-                self._failed_in_a_row = 0
-            progress(1)
+                self._stop()
+                log.warning(
+                    "stopping: requests on their way have %g s to be answered; the same signal "
+                    "again gives them up",
+                    GRACE_SECONDS,
+                )
+
+        # Python allows no other thread to listen.
+        is_main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGINT, *SIGNALS) if is_main else ()
+        for number in numbers:
+            loop.add_signal_handler(number, stop, number)
+        try:
+            yield came
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
 
     def _jobs(self, known: Answers, progress: Progress) -> Iterator[Job]:
         """The requests without an answer, each once: questions that read the same share it."""
@@ -173,26 +226,3 @@ class Asking:
             f"{self.endpoint.url}: {failed:,} requests have no answer, {said}; the last, for "
             f"question '{job.question}': {reason}"
         )
-
-
-@contextmanager
-def _cancelled_by_signals() -> Iterator[list[signal.Signals]]:
-    """Let Ctrl-C and what clusters send cancel the task; the block is given what came."""
-    came: list[signal.Signals] = []
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
-    assert task is not None
-
-    def stop(number: signal.Signals) -> None:
-        came.append(number)
-        task.cancel()
-
-    # Python allows no other thread to listen.
-    is_main = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, *SIGNALS) if is_main else ()
-    for number in numbers:
-        loop.add_signal_handler(number, stop, number)
-    try:
-        yield came
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)

@@ -139,10 +139,12 @@ class Endpoint:
         """Wait before a retry: as long as the endpoint asks, everybody; else longer each time.
 
         Half of the wait is drawn, so that requests that failed together do not come again together.
+        Where what the endpoint asks for was not enough, as much is drawn on top.
         """
         longest = self._config.max_wait_seconds
+        ours = min(longest, FIRST_WAIT_SECONDS * 2**attempt)
         if wait_seconds is None:
-            await sleep(min(longest, FIRST_WAIT_SECONDS * 2**attempt) * random.uniform(0.5, 1))
+            await sleep(ours * random.uniform(0.5, 1))
             return
         if wait_seconds > longest:
             raise ClipstemError(
@@ -150,6 +152,8 @@ class Endpoint:
                 f"max_wait_seconds={longest:g}; go on later"
             )
         self._open_at = max(self._open_at, monotonic() + wait_seconds)
+        if attempt > 0:
+            await sleep(wait_seconds + ours * random.random())
 
     async def _once(self, body: Mapping[str, Any]) -> Reply:
         self.requests += 1

@@ -6,6 +6,10 @@ them. Members of enums are lower-case because their names are what people type.
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from enum import Enum
+from typing import Any
+
 from clipstem.config.ask import AskConfig, Pictures
 from clipstem.config.checks import SOURCE_SPLITS
 from clipstem.config.cluster import Action, SubmitConfig, SweepVerb, Where
@@ -69,4 +73,19 @@ __all__ = [
     "Variant",
     "Verify",
     "Where",
+    "plain",
 ]
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration's settings, as JSON has them."""
+    settings: dict[str, Any] = _plain(asdict(config))
+    return settings
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value.value if isinstance(value, Enum) else value

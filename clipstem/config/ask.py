@@ -10,7 +10,13 @@ from urllib.parse import urlsplit
 
 from omegaconf import MISSING
 
-from clipstem.config.checks import require_at_least, require_fraction, require_positive
+from clipstem.config.checks import (
+    require_at_least,
+    require_fraction,
+    require_positive,
+    require_seed,
+    require_split,
+)
 from clipstem.question import SPLITS, ClipstemError
 
 INSTRUCTION = (
@@ -62,7 +68,8 @@ class AskConfig:
     extra_body: dict[str, Any] = field(default_factory=dict)
     """Further fields of each request, such as +extra_body.reasoning_effort=low."""
     cache: str | None = None
-    """A file of answers that are not asked for again, JSON lines; null: <out>.answers.jsonl."""
+    """A file of answers that are not asked for again, JSON lines; null: beside `out`, and called
+    a.answers.jsonl where that is a.parquet."""
     concurrency: int = 8
     """Requests on their way at the same time."""
     requests_per_minute: float | None = None
@@ -83,18 +90,12 @@ class AskConfig:
     """Seed of the options that are guessed where an answer names none."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "timeout_seconds", "max_wait_seconds")
+        require_positive(self, "timeout_seconds", "max_wait_seconds", "requests_per_minute")
         require_at_least(self, 1, "questions", "max_tokens", "samples", "concurrency")
-        require_at_least(self, 0, "max_retries", "temperature", "seed", "input_price")
-        require_at_least(self, 0, "output_price")
+        require_at_least(self, 0, "max_retries", "temperature", "input_price", "output_price")
         require_fraction(self, "max_failed_fraction")
-        if self.requests_per_minute is not None:
-            require_positive(self, "requests_per_minute")
-        if self.split not in (*SPLITS, MISSING):
-            raise ClipstemError(
-                f"conf key 'split': there is no split '{self.split}'; "
-                f"expected one of {', '.join(SPLITS)}"
-            )
+        require_seed(self.seed)
+        require_split("split", self.split, SPLITS)
         if self.cache is not None and self.cache == self.out:
             raise ClipstemError("conf keys 'cache', 'out': are the same file; give two")
         if (self.input_price is None) != (self.output_price is None):
@@ -123,21 +124,19 @@ class AskConfig:
             )
         if self.base_url != MISSING:
             _check_url(self.base_url)
-        if own := sorted(OWN_FIELDS & self.extra_body.keys()):
+        if own := sorted(INSTEAD_OF.keys() & self.extra_body.keys()):
             raise ClipstemError(
-                f"conf key 'extra_body.{own[0]}': is decided elsewhere; give "
-                f"{OWN_FIELDS_OF[own[0]]}"
+                f"conf key 'extra_body.{own[0]}': is decided elsewhere; {INSTEAD_OF[own[0]]}"
             )
 
 
-OWN_FIELDS_OF = {
-    **{"model": "model_name=", "messages": "instruction=", "temperature": "temperature="},
-    **{"max_tokens": "max_tokens=", "logprobs": "logprobs=true", "n": "samples="},
-    **{"top_logprobs": "logprobs=true", "stream": "none: answers come whole"},
+INSTEAD_OF = {
+    **{"model": "give model_name=", "messages": "give instruction=", "n": "give samples="},
+    **{"temperature": "give temperature=", "max_tokens": "give max_tokens="},
+    **{"logprobs": "give logprobs=true", "top_logprobs": "give logprobs=true"},
+    "stream": "leave it out: answers come whole",
 }
-"""Fields of a request that settings of their own decide."""
-
-OWN_FIELDS = OWN_FIELDS_OF.keys()
+"""What to do instead with those fields of a request that extra_body cannot have."""
 
 
 def _check_url(url: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from clipstem.config.checks import require_at_least
+from clipstem.config.checks import require_at_least, require_different_files, require_seed
 from clipstem.question import ClipstemError
 
 
@@ -37,9 +37,11 @@ class CurateConfig:
     """Seed of the folds, and of the halves that shortcuts are tried on."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, 0, "shown", "seed")
+        require_at_least(self, 0, "shown")
         require_at_least(self, 1, "workers")
         require_at_least(self, 2, "folds")
+        require_seed(self.seed)
+        require_different_files(self, "predictions")
         if not 0 <= self.balance <= 1:
             raise ClipstemError(f"conf key 'balance': {self.balance} is not from 0 to 1")
         if self.folds is not None and self.predictions:

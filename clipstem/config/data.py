@@ -8,11 +8,13 @@ from enum import Enum
 from omegaconf import MISSING
 
 from clipstem.config.checks import (
+    SOURCE_SPLITS,
     require_at_least,
     require_counts,
     require_fraction,
     require_positive,
-    require_source_split,
+    require_seed,
+    require_split,
 )
 from clipstem.question import ClipstemError
 
@@ -72,7 +74,7 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         require_positive(self, "shard_bytes")
         require_at_least(self, 1, "workers", "max_image_side")
-        require_at_least(self, 0, "seed")
+        require_seed(self.seed)
         require_fraction(self, "tune_fraction", "max_skipped_fraction")
         require_counts(self.questions_per_skill)
         # All names stand in the default because Hydra adds no key to a mapping.
@@ -100,9 +102,10 @@ class PrepareConfig:
         if self.split and self.split_fractions:
             raise ClipstemError("conf keys 'split', 'split_fractions': give one of them, not both")
         for split in named:
-            require_source_split("split_fractions" if self.split_fractions else "split", split)
+            key = "split_fractions" if self.split_fractions else "split"
+            require_split(key, split, SOURCE_SPLITS)
         shares = self.split_fractions.values()
-        if shares and (min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6):
+        if shares and not (min(shares) > 0 and abs(sum(shares) - 1) <= 1e-6):
             raise ClipstemError(
                 f"conf key 'split_fractions': {self.split_fractions} are not all above 0 with sum 1"
             )
@@ -130,5 +133,5 @@ class BankConfig:
     def __post_init__(self) -> None:
         require_positive(self, "rows_per_file")
         require_at_least(self, 1, "workers")
-        require_at_least(self, 0, "seed")
+        require_seed(self.seed)
         require_counts(self.questions_per_skill)

@@ -7,7 +7,7 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from clipstem.config.checks import require_at_least, require_positive
+from clipstem.config.checks import require_at_least, require_positive, require_seed
 from clipstem.config.model import TrainerConfig
 from clipstem.config.scoring import Variant
 from clipstem.question import ClipstemError
@@ -48,7 +48,7 @@ class ExamRules:
 
     def __post_init__(self) -> None:
         require_positive(self, "questions_per_skill", "repeats")
-        require_at_least(self, 0, "seed")
+        require_seed(self.seed)
 
 
 @dataclass
@@ -87,7 +87,8 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "bins", "repeats")
-        require_at_least(self, 0, "seed", "mistakes")
+        require_at_least(self, 0, "mistakes")
+        require_seed(self.seed)
         if self.predictions != MISSING and not self.predictions:
             raise ClipstemError(
                 "conf key 'predictions': names no file; expected [<file>.parquet, …]"

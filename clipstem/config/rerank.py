@@ -66,7 +66,6 @@ class RerankConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "subsets", "questions", "epochs", "batch_size")
-        require_at_least(self, 0, "seed")
         require_seed(self.seed)
         require_fraction(self, "max_skipped_fraction")
         # Of three parts, a scorer for two learns from the third.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from enum import Enum
 
 from omegaconf import MISSING
 
-from clipstem.config.checks import require_at_least, require_positive
+from clipstem.config.checks import (
+    require_at_least,
+    require_different_files,
+    require_positive,
+    require_seed,
+)
 from clipstem.question import ClipstemError
 
 FEWEST_FOLDS = 3
@@ -67,23 +71,15 @@ class RouteConfig:
     """Seed of the folds, of boosting and of the bootstrap."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "repeats")
-        require_at_least(self, 0, "seed", "points_below_tool")
+        require_positive(self, "repeats", "tool_cost")
+        require_at_least(self, 0, "fast_cost", "points_below_tool")
         require_at_least(self, FEWEST_FOLDS, "folds")
-        self._check_costs()
+        require_seed(self.seed)
+        if self.gate is None:
+            self.check_budget(1 + (len(self.samples) if self.agreement else 0))
         if not 0 < self.easy_at <= 1:
             raise ClipstemError(f"conf key 'easy_at': {self.easy_at} is not above 0 and at most 1")
         self._check_files()
-
-    def _check_costs(self) -> None:
-        for name in ("fast_cost", "tool_cost", "points_below_tool"):
-            if not (0 <= getattr(self, name) < math.inf):
-                raise ClipstemError(
-                    f"conf key '{name}': {getattr(self, name)} is not a number from 0 up"
-                )
-        require_positive(self, "tool_cost")
-        if self.gate is None:
-            self.check_budget(1 + (len(self.samples) if self.agreement else 0))
 
     def check_budget(self, fast_passes: int) -> None:
         """Refuse a budget that nothing can be bought with, or that buys all.
@@ -117,8 +113,6 @@ class RouteConfig:
             raise ClipstemError(
                 "conf key 'tool' is missing; it can be left out with gate=<file> or fit_fast=<file>"
             )
-        given = [self.fast, self.tool, *self.samples, self.fit_fast, self.fit_tool]
-        files = [file for file in [*given, *self.fit_samples] if file not in (None, MISSING)]
-        for file in files:
-            if files.count(file) > 1:
-                raise ClipstemError(f"{file}: is given twice; expected different files")
+        require_different_files(
+            self, "fast", "tool", "samples", "fit_fast", "fit_tool", "fit_samples"
+        )

@@ -1,4 +1,4 @@
-"""How questions are answered: predictions, bundles and the server."""
+"""How questions are answered: predictions and bundles."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from clipstem.config.checks import require_positive
+from clipstem.config.checks import require_positive, require_seed, require_split
 from clipstem.config.model import ModelConfig, TrainerConfig
 from clipstem.config.training import Perturbation
 from clipstem.question import SPLITS, ClipstemError, ProblemPicture
@@ -59,7 +59,9 @@ class PredictConfig:
     """Seed of perturbations, and of the weights of a model without pretrained ones."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "batch_size")
+        require_positive(self, "batch_size", "temperature")
+        require_seed(self.seed)
+        require_split("split", self.split, (*SPLITS, "all"))
         if [self.run, self.model, self.bundle].count(None) != 2:
             raise ClipstemError(
                 "give one of run=<folder of a finished run>, bundle=<an exported folder> and "
@@ -72,17 +74,10 @@ class PredictConfig:
             )
         if self.bundle is None and self.variant is not Variant.fp32:
             raise ClipstemError("conf key 'variant': needs bundle=<an exported folder> beside it")
-        if self.split not in (*SPLITS, "all", MISSING):
-            raise ClipstemError(
-                f"conf key 'split': there is no split '{self.split}'; "
-                f"expected one of {', '.join(SPLITS)}, all"
-            )
         if self.preds_txt is not None and self.split == "all":
             raise ClipstemError(
                 "conf key 'preds_txt': is one file for one split; give split=test instead of all"
             )
-        if self.temperature is not None:
-            require_positive(self, "temperature")
         if self.perturb_strength is not None and self.perturb is None:
             raise ClipstemError("conf key 'perturb_strength': needs perturb=<name> beside it")
         self._check_part()
@@ -127,9 +122,8 @@ class ExportConfig:
     """Seed of the weights of a model without pretrained ones."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "batch_size", "questions", "max_accuracy_drop")
-        if self.temperature is not None:
-            require_positive(self, "temperature")
+        require_positive(self, "batch_size", "questions", "max_accuracy_drop", "temperature")
+        require_seed(self.seed)
         if (self.run is None) == (self.model is None):
             raise ClipstemError(
                 "give one of run=<folder of a finished run> and model=<a file of conf/model>"

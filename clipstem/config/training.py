@@ -235,7 +235,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require_positive(self, "batch_size", "accumulate", "eval_every_steps", "epochs")
         require_at_least(self, 1, "steps", "patience", "checkpoint_every_steps")
-        require_at_least(self, 0, "seed", "contrast_weight", "max_nonfinite_steps")
+        require_at_least(self, 0, "contrast_weight", "max_nonfinite_steps")
         require_seed(self.seed)
         if not 0 < self.labelled_fraction <= 1:
             raise ClipstemError(
@@ -316,7 +316,6 @@ class AssembleConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "embed_dim", "image_size", "context_length")
-        require_at_least(self, 0, "seed")
         require_seed(self.seed)
         require_fraction(self, "dropout")
         if self.projection not in ("mlp", "linear"):

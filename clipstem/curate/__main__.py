@@ -19,7 +19,7 @@ from rich.table import Table
 from clipstem import run, shards, weights
 from clipstem.atomic import new_folder
 from clipstem.command import verb
-from clipstem.config import CurateConfig
+from clipstem.config import CurateConfig, plain
 from clipstem.console import console, progress_bar
 from clipstem.curate import cues, duplicates, findings, fingerprints, labels, sheet, unseen
 from clipstem.curate.findings import Found
@@ -94,7 +94,7 @@ def _curate(
         skills=() if judged is None else tuple(judged.skills),
         units=units,
         predictions=() if said is None else tuple(report.FileRow(*file) for file in said.files),
-        settings=asdict(config),
+        settings=plain(config),
         made_by=run.environment(),
     )
     text = json.dumps(asdict(curated), indent=1, ensure_ascii=False)

@@ -6,7 +6,6 @@ in memory together.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +21,7 @@ from clipstem import prediction
 from clipstem.prediction import COLUMNS
 from clipstem.question import YOUNGEST, ClipstemError, natural
 from clipstem.report.published import SUBJECTS
+from clipstem.storage import file_sha256
 
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -206,12 +206,10 @@ class _File:
                 f"{path}: none of its {len(found):,} questions has a known answer (STEM's test "
                 "withholds them), so there is nothing to report; give predictions for valid"
             )
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         columns = {name: pa.array(values, COLUMNS[name]) for name, values in found.columns.items()}
         return cls(
             path,
-            sha256,
+            file_sha256(path),
             columns,
             found.probs_QK,
             found.logits_QK,

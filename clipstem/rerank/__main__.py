@@ -10,7 +10,6 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from rich.table import Table
 from clipstem import run, splits
 from clipstem.atomic import new_folder
 from clipstem.command import verb
-from clipstem.config import RerankConfig, Scores
+from clipstem.config import RerankConfig, Scores, plain
 from clipstem.console import console, progress_bar
 from clipstem.metrics import probabilities
 from clipstem.prediction import UNKNOWN, Predictions
@@ -171,7 +170,7 @@ def _figures(
         best_of = figures.of_subsets(known, config.subsets, config.seed, advance)
     tied, by_lot = figures.ties(known)
     return Figures(
-        settings=_plain(dataclasses.asdict(config)),
+        settings=plain(config),
         asked=len(read.asked),
         known=len(known.slates),
         candidates=sum(len(one.candidates) for one in read.asked),
@@ -186,15 +185,6 @@ def _figures(
         notes=tuple(_notes(read)),
         made_by={**run.environment(), "scorer": facts},
     )
-
-
-def _plain(value: Any) -> Any:
-    """Settings as JSON has them."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return value.value if isinstance(value, Enum) else value
 
 
 def _notes(read: Read) -> list[str]:

@@ -19,12 +19,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from clipstem import prediction, run
-from clipstem.atomic import new_folder
+from clipstem.atomic import new_folder, refuse_existing
 from clipstem.command import verb
 from clipstem.config import RouteConfig
 from clipstem.console import console
 from clipstem.prediction import Predictions
-from clipstem.question import ClipstemError
 from clipstem.route.decisions import Routed, route
 from clipstem.route.deferral import Difference
 from clipstem.route.figures import Figures, Scored, curve_svg, figures
@@ -211,8 +210,7 @@ def _skills_table(scored: Scored) -> Table:
 
 @verb("route", RouteConfig)
 def main(config: RouteConfig) -> None:
-    if Path(config.out).exists():  # fitting takes a while
-        raise ClipstemError(f"{config.out} exists and is never overwritten; choose another out")
+    refuse_existing(Path(config.out), "out=<folder>")  # before fitting, which takes a while
     environment = run.environment()
     routed = route(config, environment)
     made = figures(routed, config, environment)

@@ -58,6 +58,11 @@ class Asked:
         return self.fast.answer_Q >= 0
 
     @property
+    def usable_Q(self) -> Flags:
+        """Where a gate can be fitted and scored: the answer is known, and the tool has one."""
+        return self.known_Q & self.has_tool_Q
+
+    @property
     def fast_right_Q(self) -> Flags:
         return self.fast.choice_Q == self.fast.answer_Q
 

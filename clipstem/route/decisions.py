@@ -96,7 +96,8 @@ class Routed:
 
     Attributes:
         gate: fitted on all fitting questions, to be kept.
-        fold_Q: the part of each question; one gate decided for each part.
+        fold_Q: the part of each question; one gate decided for each part. −1 where no part's gate
+            could be scored: `gate` decided.
         easy_at: what share of right answers makes a question easy.
         notes: what a reader of the figures should know.
     """
@@ -135,14 +136,14 @@ def route(config: RouteConfig, environment: dict[str, Any]) -> Routed:
             f"{len(both):,} questions of {config.fast} are in {config.fit_fast} too, such as "
             f"'{min(both)}'; expected other ones, or no fit_fast for parts in turn"
         )
-    usable, left_out = _usable(others)
+    usable_P, left_out = _usable(others)
     if len(others.samples) != len(asked.samples):
         left_out.append(
             f"what is hard is told by {1 + len(others.samples)} answers on the fitting questions, "
             f"by {1 + len(asked.samples)} here"
         )
     with progress_bar("fitting", fitting.fits(config.folds, config.method)) as progress:
-        fitted = _fitted(usable, config, environment, progress)
+        fitted = _fitted(others.at(usable_P), config, environment, progress)
     return _applied(fitted, asked, config, (*asked.notes, *others.notes, *left_out))
 
 
@@ -158,17 +159,20 @@ def _refuse_other_samples(fitted: Gate, asked: Asked, config: RouteConfig) -> No
         )
 
 
-def _usable(asked: Asked) -> tuple[Asked, list[str]]:
-    """The questions that a gate can be fitted on, and what is said of the others."""
-    usable_Q = asked.known_Q & asked.has_tool_Q
-    if not usable_Q.any():
+def _usable(asked: Asked) -> tuple[Ints, list[str]]:
+    """The places of the questions that a gate can be fitted on, and what is said of the others."""
+    usable_P = np.flatnonzero(asked.usable_Q)
+    if not len(usable_P):
         raise ClipstemError(
             f"none of the {len(asked):,} fitting questions has a known answer and one of the "
             "tool's; a gate is fitted on a split that has answers"
         )
-    left_out = int((~usable_Q).sum())
-    notes = [f"{left_out:,} questions without a known answer: no gate is fitted on them"]
-    return asked.at(np.flatnonzero(usable_Q)), notes if left_out else []
+    left_out = len(asked) - len(usable_P)
+    notes = [
+        f"{left_out:,} questions without a known answer or one of the tool's: no gate is fitted on "
+        "them"
+    ]
+    return usable_P, notes if left_out else []
 
 
 def _fitted(
@@ -208,19 +212,25 @@ def _applied(fitted: Gate, asked: Asked, config: RouteConfig, notes: tuple[str, 
 def _cross_fitted(asked: Asked, config: RouteConfig, environment: dict[str, Any]) -> Routed:
     """Each part is routed by a gate that was fitted, and its thresholds chosen, on the others.
 
-    The gate that is kept for new questions is fitted on all.
+    The gate that is kept for new questions is fitted on all, and routes those that no gate can be
+    fitted on: it has not seen them either.
     """
-    usable, left_out = _usable(asked)
-    fold_Q = _folds(usable.hard_Q(config.easy_at), config.folds, config.seed)
+    usable_P, left_out = _usable(asked)
+    usable = asked.at(usable_P)
+    fold_Q = np.full(len(asked), -1)
+    fold_Q[usable_P] = _folds(usable.hard_Q(config.easy_at), config.folds, config.seed)
     found: list[Decisions] = []
     places = [np.flatnonzero(fold_Q == fold) for fold in range(config.folds)]
     total = (config.folds + 1) * fitting.fits(config.folds, config.method)
     with progress_bar("fitting", total) as progress:
         for here_P in places:
-            rest = usable.at(np.setdiff1d(np.arange(len(usable)), here_P))
+            rest = asked.at(np.setdiff1d(usable_P, here_P))
             fitted = _fitted(rest, config, environment, progress)
-            found.append(decide(fitted, usable.at(here_P), config))
+            found.append(decide(fitted, asked.at(here_P), config))
         kept = _fitted(usable, config, environment, progress)
+    if left_out:
+        places.append(np.flatnonzero(fold_Q < 0))
+        found.append(decide(kept, asked.at(places[-1]), config))
     back_Q = np.argsort(np.concatenate(places))
     decisions = Decisions(
         **{
@@ -229,7 +239,7 @@ def _cross_fitted(asked: Asked, config: RouteConfig, environment: dict[str, Any]
         }
     )
     notes = (*asked.notes, *left_out)
-    return Routed(usable, decisions, kept, fold_Q, config.easy_at, notes)
+    return Routed(asked, decisions, kept, fold_Q, config.easy_at, notes)
 
 
 def _folds(hard_Q: Flags, folds: int, seed: int) -> Ints:

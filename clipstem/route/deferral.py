@@ -125,14 +125,3 @@ def deferred_first(score_Q: NDArray[Any], calls: float) -> Floats:
     before_G = np.cumsum(count_G) - count_G
     share_G: Floats = np.clip((budget - before_G) / count_G, 0.0, 1.0)
     return share_G[rank_Q]
-
-
-def auroc(score_Q: Floats, hard_Q: Flags) -> float | None:
-    """How probably a hard question has a larger score than an easy one; equal ones count half."""
-    _, rank_Q = np.unique(score_Q, return_inverse=True)
-    hard_G = np.bincount(rank_Q, hard_Q)
-    easy_G = np.bincount(rank_Q, ~hard_Q)
-    if not hard_Q.any() or hard_Q.all():
-        return None
-    below_G = np.cumsum(easy_G) - easy_G / 2
-    return float((hard_G * below_G).sum() / (hard_G.sum() * easy_G.sum()))

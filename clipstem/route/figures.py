@@ -6,20 +6,19 @@ Q questions.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from enum import Enum
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from clipstem.config import RouteConfig
+from clipstem.config import RouteConfig, plain
 from clipstem.route import gate
 from clipstem.route.asked import Asked
 from clipstem.route.decisions import Decisions, Routed, Rule, rules
-from clipstem.route.deferral import Difference, Graded, Outcome, auroc, deferred_first
+from clipstem.route.deferral import Difference, Graded, Outcome, deferred_first
 from clipstem.route.gate import Flags, Floats
-from clipstem.statistics import Interval, numbered, wilson
+from clipstem.statistics import Interval, auc, numbered, wilson
 
 ROUNDING = 1e-9  # of accuracies that are added up
 
@@ -141,7 +140,8 @@ class Figures:
         fast_passes: how often the fast model answers a question before the gate decides.
         cross_fitted: whether the fitting questions are those that were routed, part by part.
         log_loss: of each way to fit the gate, nats, on questions that were left out.
-        scored: None if no answer is known, or the tool does not answer all of those.
+        scored: None if no answer is known, or the tool does not answer all of those. What is
+            cross-fitted is scored where the tool answers.
     """
 
     fast: str
@@ -173,6 +173,7 @@ def figures(routed: Routed, config: RouteConfig, environment: dict[str, Any]) ->
     passes = 1 + len(fitted.samples)
     notes = list(routed.notes)
     scored = None
+    cross_fitted = config.gate is None and config.fit_fast is None
     known_Q = asked.known_Q
     if asked.tool is None:
         notes.append("no tool was given: these are the questions to ask it")
@@ -182,11 +183,15 @@ def figures(routed: Routed, config: RouteConfig, environment: dict[str, Any]) ->
         )
     if not known_Q.any():
         notes.append("no answer is known, so there is no accuracy")
-    elif asked.tool is not None and not asked.has_tool_Q[known_Q].all():
+    elif asked.tool is not None and not (cross_fitted or asked.has_tool_Q[known_Q].all()):
+        # It may have answered the deferred ones only: accuracies of these would say nothing.
         notes.append("the tool has not answered all questions, so there is no accuracy")
     elif asked.tool is not None:
-        if unknown := int((~known_Q).sum()):
-            notes.append(f"{unknown:,} questions have no known answer: routed, not scored")
+        if unscored := int((~asked.usable_Q).sum()):
+            notes.append(
+                f"{unscored:,} questions without a known answer or one of the tool's: routed, not "
+                "scored"
+            )
         scored = score(routed, config)
     return Figures(
         fast=config.fast,
@@ -200,24 +205,21 @@ def figures(routed: Routed, config: RouteConfig, environment: dict[str, Any]) ->
         fast_cost=config.fast_cost,
         tool_cost=config.tool_cost,
         fast_passes=passes,
-        cross_fitted=config.gate is None and config.fit_fast is None,
+        cross_fitted=cross_fitted,
         easy_at=routed.easy_at,
         fitted_on=fitted.questions,
         method=fitted.method,
         log_loss=fitted.log_loss,
         scored=scored,
         notes=tuple(notes),
-        settings={
-            name: value.value if isinstance(value, Enum) else value
-            for name, value in asdict(config).items()
-        },
+        settings=plain(config),
         made_by=environment,
     )
 
 
 def score(routed: Routed, config: RouteConfig) -> Scored:
-    """The figures over the questions whose answer is known; the tool has answered them all."""
-    here_P = np.flatnonzero(routed.asked.known_Q)
+    """The figures over the questions whose answer is known, and that the tool has answered."""
+    here_P = np.flatnonzero(routed.asked.usable_Q)
     asked = routed.asked.at(here_P)
     decided = Decisions(
         **{name: values[..., here_P] for name, values in vars(routed.decisions).items()}
@@ -236,8 +238,8 @@ def score(routed: Routed, config: RouteConfig) -> Scored:
         tool_interval=wilson(graded.tool_right_Q.sum(), len(asked)),
         only_fast_right=float((graded.fast_right_Q & ~graded.tool_right_Q).mean()),
         only_tool_right=float((graded.tool_right_Q & ~graded.fast_right_Q).mean()),
-        hard_auroc=auroc(decided.hard_prob_Q, hard_Q),
-        confidence_auroc=auroc(unsure_Q, hard_Q),
+        hard_auroc=_auroc(decided.hard_prob_Q, hard_Q),
+        confidence_auroc=_auroc(unsure_Q, hard_Q),
         points=tuple(
             _point(graded, decided, number, rule, unsure_Q, passes, config)
             for number, rule in enumerate(rules(config))
@@ -249,6 +251,11 @@ def score(routed: Routed, config: RouteConfig) -> Scored:
         ),
         skills=_skills(asked, graded, decided.deferred_NQ[0]),
     )
+
+
+def _auroc(score_Q: Floats, hard_Q: Flags) -> float | None:
+    found = auc(score_Q, hard_Q)
+    return None if found is None else found.value
 
 
 def _point(
