@@ -204,7 +204,7 @@ def _scorer(model: Towers, config: TrainConfig, provenance: dict[str, Any]) -> S
 def _questions_of_skill(dataset: Dataset, supervised: Supervision | None) -> dict[str, int]:
     """How many questions of each skill there are to learn from."""
     if supervised is None:
-        return dataset.manifest.skills["train"]
+        return dataset.manifest.skills.get("train", {})
     skill_N = np.asarray(dataset.index("train")["skill"].to_pylist(), dtype=object)
     return dict(sorted(Counter(skill_N[supervised.learns_N].tolist()).items()))
 
@@ -221,9 +221,14 @@ def training_order(
     """
     flags = usable(dataset, "train", answered=True) if supervised is None else supervised.learns_N
     if not flags.any():
+        needed = (
+            "a picture and an answer"
+            if supervised is None
+            else "a picture, a weight above 0, and a label that may be used or a teacher's answer"
+        )
         raise ClipstemError(
-            f"{config.data}: none of the {len(flags):,} questions of 'train' has a picture and an "
-            "answer; there is nothing to train on"
+            f"{config.data}: none of the {len(flags):,} questions of 'train' has {needed}; there "
+            "is nothing to train on"
         )
     if supervised is None and (skipped := int((~flags).sum())):
         log.info("%d of %d questions have no picture or no answer: skipped", skipped, len(flags))
