@@ -32,7 +32,7 @@ from clipstem.atomic import new_file, new_folder
 from clipstem.batches import NOBODY, Batches, batched, has_answers, usable
 from clipstem.callbacks import AverageWeights, Bar, EvaluateOnTune, summary_on_tune
 from clipstem.command import verb
-from clipstem.config import Precision, TrainConfig, TuneMode
+from clipstem.config import ModelConfig, Precision, TrainConfig, TuneMode
 from clipstem.csv_log import CsvLog
 from clipstem.features import RememberingTowers
 from clipstem.learner import Learner
@@ -132,6 +132,7 @@ def _begin(
         "seed": config.seed,
         "data": config.data,
         "data_sha256": data_sha256,
+        "start": _local_start(config.model),
     }
     if supervised is not None:
         facts["supervision"] = supervised.facts
@@ -156,6 +157,14 @@ def _begin(
             "sha256 are in run.json); put those back, or choose another out=<folder>"
         )
     return made, *made.last_whole_checkpoint(_damage)
+
+
+def _local_start(model: ModelConfig) -> list[str]:
+    """Where the starting weights lie, if that is on this machine."""
+    paths = [Path(model.name.removeprefix(towers.LOCAL_DIR))]
+    if not model.name.startswith(towers.LOCAL_DIR):
+        paths = [Path(model.pretrained)] if model.pretrained is not None else []
+    return [str(path.absolute()) for path in paths if path.exists()]
 
 
 def _damage(checkpoint: Path) -> str | None:

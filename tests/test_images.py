@@ -416,8 +416,8 @@ def test_a_thumbnail_is_never_larger_than_its_picture_and_stands_on_white() -> N
 def test_a_small_copy_is_the_mean_of_the_picture_on_white(name: str) -> None:
     with Image.open(io.BytesIO(ZOO[name])) as whole:
         size = whole.size
-        whole = on_white(whole) if whole.mode not in ("RGB", "L") else whole.convert("RGB")
-        expected = np.asarray(whole.resize((8, 8), Image.Resampling.BOX), np.int16)
+        shown = on_white(whole) if whole.mode not in ("RGB", "L") else whole.convert("RGB")
+        expected = np.asarray(shown.resize((8, 8), Image.Resampling.BOX), np.int16)
     copy, *found = small_copy(ZOO[name], 8)
     assert tuple(found) == size
     # A JPEG is decoded near the size asked for; colours that are nearly clear lose some bits.
