@@ -125,6 +125,19 @@ def test_a_question_again_in_other_bytes_letters_and_order_is_the_same(tmp_path:
     assert found == {frozenset(("q0", "q1", "q2"))}
 
 
+def test_a_shape_in_another_shade_is_another_picture(tmp_path: Path) -> None:
+    pictures = {}
+    for name, shade in (("a.png", 110), ("b.png", 143)):
+        paper = Image.new("RGB", (96, 96), (250, 235, 235))
+        for top in (18, 66):  # half of a coarse cell each
+            paper.paste((shade, 40, 140), (0, top, 96, top + 12))
+        pictures[name] = saved(paper)
+        pictures[f"{name}.jpg"] = saved(paper, "JPEG", quality=88)
+    rows = [row(n, image=name, problem="Which one?") for n, name in enumerate(pictures)]
+    found = groups(data(tmp_path, rows, pictures))
+    assert found == {frozenset(("q0", "q1")), frozenset(("q2", "q3"))}
+
+
 def test_other_texts_options_or_kinds_are_other_questions(tmp_path: Path) -> None:
     pictures = {"a.png": saved(drawing(1))}
     rows = [
@@ -703,6 +716,9 @@ def test_predictions_for_other_questions_of_the_same_ids_are_refused(
     replace(made, columns={**made.columns, "answer": [2] * 60}).write(path)
     with pytest.raises(ClipstemError, match=r"has answer 2, but [01] in .*different questions"):
         unseen.gather([str(path)], lots, unseen=True)
+    unknown = tmp_path / "unknown.parquet"
+    replace(made, columns={**made.columns, "answer": [-1] * 60}).write(unknown)
+    assert (unseen.gather([str(unknown)], lots, unseen=True).answered_N == 1).all()
     strange = [*[f"x{n}" for n in range(3)], *ids_of(lots)[3:]]
     replace(made, columns={**made.columns, "id": strange}).write(tmp_path / "r.parquet")
     with pytest.raises(ClipstemError, match=r"has 3 of 60 ids that are not in 'train' of .*'x0'"):
