@@ -129,9 +129,11 @@ def small_copy(data: bytes, side: int) -> tuple[np.ndarray, int, int]:
         width, height = image.size
         image.draft("RGB", (4 * side, 4 * side))  # a large JPEG is decoded near that size
         _decode(image)
-        if image.mode not in ("RGB", "L"):
-            image = on_white(image)
-        squeezed = image.resize((side, side), Image.Resampling.BOX)
+        if image.mode not in ("RGB", "L", "RGBA", "LA"):  # numbers of colours have no mean
+            image = image.convert("RGBA")
+        squeezed = image.resize((side, side), Image.Resampling.BOX)  # large ones are not copied
+        if squeezed.mode in ("RGBA", "LA"):
+            squeezed = on_white(squeezed)
     return np.asarray(squeezed.convert("RGB")), width, height
 
 

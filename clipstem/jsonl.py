@@ -185,7 +185,9 @@ def refuse_misnamed(
         BadField: naming the known one.
     """
     missing = [field for field in known if field not in record]
-    for field in record.keys() - set(known):
+    for field in record:
+        if field in known:
+            continue
         meant = other_names.get(field)
         near = [meant] if meant in missing else difflib.get_close_matches(field, missing, 1, 0.75)
         if near:

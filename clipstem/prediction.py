@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -233,6 +233,83 @@ def read(path: Path) -> Predictions:
     )
     _check(found, path)
     return found
+
+
+def refuse_other_split(
+    found: Predictions, path: Path, key: str, split: str, location: str, data_sha256: str
+) -> None:
+    """Refuse what says that it is of other questions than a split's, or of changed ones.
+
+    Anybody's file that says nothing is known by its ids alone.
+
+    Raises:
+        ClipstemError: naming the conf key `key`, and how to make what is expected.
+    """
+    said = found.provenance
+    start = f"conf key '{key}': {path} has"
+    make = f"make it with python -m clipstem.predict run=<run> data={location} split={split}"
+    if (sha256 := said.get("data_sha256")) not in (None, data_sha256):
+        raise ClipstemError(
+            f"{start} predictions for other data than {location} (data_sha256 "
+            f"{str(sha256)[:12]}…, expected {data_sha256[:12]}…); {make}"
+        )
+    if (other := said.get("split")) not in (None, split):
+        raise ClipstemError(f"{start} predictions for '{other}'; expected '{split}': {make}")
+    if (change := said.get("perturbation")) is not None:
+        raise ClipstemError(
+            f"{start} answers to changed questions (perturb={change['name']}); expected unchanged "
+            f"ones: {make}"
+        )
+
+
+def numbers_of(
+    ids: Sequence[str], known: Sequence[str], path: Path, key: str, of: str
+) -> NDArray[np.int64]:
+    """The place of each of a file's ids among the known ones.
+
+    Raises:
+        ClipstemError: naming the conf key `key`, if there are none, or some are not known.
+    """
+    number_of = {id: number for number, id in enumerate(known)}
+    if unknown := [id for id in ids if id not in number_of]:
+        raise ClipstemError(
+            f"conf key '{key}': {path} has {len(unknown):,} of {len(ids):,} ids that are not in "
+            f"{of}, the first is '{unknown[0]}'; expected ids such as "
+            f"'{next(iter(number_of), '')}'"
+        )
+    if not len(ids):
+        raise ClipstemError(f"conf key '{key}': {path} has no rows; expected some, or leave it out")
+    return np.fromiter((number_of[id] for id in ids), np.int64, len(ids))
+
+
+def refuse_other_questions(
+    found: Predictions,
+    path: Path,
+    row_Q: NDArray[np.int64],
+    known: Mapping[str, Sequence[Any]],
+    where: str,
+) -> None:
+    """The same id must mean the same question; either side may know more answers.
+
+    `known` has columns of Q questions, `row_Q` their rows in the file, −1 where it has none.
+
+    Raises:
+        ClipstemError: naming the first question that differs, in the order of the columns.
+    """
+    here = np.flatnonzero(row_Q >= 0)
+    for name, column in known.items():
+        theirs = np.asarray(found.columns[name], object)[row_Q[here]]
+        ours = np.asarray(column, object)[here]
+        differs = theirs != ours
+        if name == "answer":
+            differs &= (theirs != UNKNOWN_ANSWER) & (ours != UNKNOWN_ANSWER)
+        if differs.any():
+            first = int(differs.argmax())
+            raise ClipstemError(
+                f"{path}: question '{found.columns['id'][row_Q[here[first]]]}' has {name} "
+                f"{theirs[first]}, but {ours[first]} in {where}; these are answers to different "
+                "questions"
+            )
 
 
 _LISTS = ("probs", "logits")

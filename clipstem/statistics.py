@@ -259,7 +259,8 @@ def ranks(values: NDArray[Any]) -> Floats:
 def block_jackknife(value: float, without_B: Sequence[float], least: float) -> Interval | None:
     """The interval of a statistic from its values without each of B blocks of about equal size.
 
-    None below 10 blocks. Source: Tukey 1958, "Bias and confidence in not quite large samples".
+    None below 10 blocks. `least` is the statistic's lowest value; its highest is 1. Source: Tukey
+    1958, "Bias and confidence in not quite large samples".
     """
     blocks = len(without_B)
     if blocks < FEWEST_SKILLS:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from clipstem import metrics, prediction, weights
 from clipstem.config import TrainConfig
 from clipstem.prediction import Predictions
-from clipstem.question import UNKNOWN_ANSWER, ClipstemError
+from clipstem.question import ClipstemError
 from clipstem.shards import Dataset
 from clipstem.storage import file_sha256
 
@@ -128,7 +128,8 @@ def labelled(skill_N: Sequence[Any], answered_N: Flags, fraction: float, seed: i
 
 def _weights(path: Path, index: pa.Table, dataset: Dataset) -> NDArray[np.float64]:
     known = weights.read(path)
-    numbers = _numbers(list(known), index, path, "weights", dataset)
+    of = f"'train' of {dataset.location}"
+    numbers = prediction.numbers_of(list(known), index["id"].to_pylist(), path, "weights", of)
     weight_N = np.ones(len(index))
     weight_N[numbers] = list(known.values())
     if not weight_N.any():
@@ -150,9 +151,7 @@ def _taught(
     facts = []
     for path in map(Path, paths):
         found = prediction.read(path)
-        _refuse_other_predictions(found, path, dataset)
-        numbers = _numbers(found.columns["id"], index, path, "distill.teachers", dataset)
-        _refuse_other_options(found, path, numbers, index)
+        numbers = train_numbers(found, path, "distill.teachers", dataset)
         probs_QK = softened(found, temperature)
         teacher_NK[numbers, : probs_QK.shape[1]] += probs_QK
         teachers_N[numbers] += 1
@@ -179,67 +178,16 @@ def softened(found: Predictions, temperature: float) -> NDArray[np.float64]:
     return metrics.probabilities(logits_QK, found.num_options_Q, temperature)
 
 
-def _refuse_other_predictions(found: Predictions, path: Path, dataset: Dataset) -> None:
-    """Refuse what says that it is of other questions, or of changed ones.
-
-    Anybody's file that says nothing is known by its ids alone.
-    """
-    said = found.provenance
-    make = (
-        f"python -m clipstem.predict run=<the teacher's> data={dataset.location} split=train "
-        "out=<file>"
-    )
-    split, change, sha256 = (said.get(name) for name in ("split", "perturbation", "data_sha256"))
-    if sha256 is not None and sha256 != dataset.manifest.data_sha256:
-        raise ClipstemError(
-            f"conf key 'distill.teachers': {path} has predictions for other data than "
-            f"{dataset.location} (data_sha256 {str(sha256)[:12]}…, expected "
-            f"{dataset.manifest.data_sha256[:12]}…); make it with {make}"
-        )
-    if split not in (None, "train"):
-        raise ClipstemError(
-            f"conf key 'distill.teachers': {path} has predictions for '{split}'; expected 'train': "
-            f"{make}"
-        )
-    if change is not None:
-        raise ClipstemError(
-            f"conf key 'distill.teachers': {path} has answers to changed questions "
-            f"(perturb={change['name']}); expected unchanged ones: {make}"
-        )
-
-
-def _refuse_other_options(
-    found: Predictions, path: Path, numbers: NDArray[np.int64], index: pa.Table
-) -> None:
-    """Refuse other numbers of options, and answers that say that their order is another."""
-    for name in ("num_options", "answer"):
-        theirs = np.asarray(found.columns[name], np.int64)
-        ours = index[name].to_numpy()[numbers]
-        differs = (theirs != ours) & (theirs != UNKNOWN_ANSWER) & (ours != UNKNOWN_ANSWER)
-        if differs.any():
-            row = int(differs.argmax())
-            raise ClipstemError(
-                f"conf key 'distill.teachers': {path}: row {row}: question "
-                f"'{found.columns['id'][row]}' has the {name.replace('_', ' ')} {theirs[row]}, in "
-                f"the data it has {ours[row]}; expected the same options in the same order"
-            )
-
-
-def _numbers(
-    ids: Sequence[str], index: pa.Table, path: Path, key: str, dataset: Dataset
-) -> NDArray[np.int64]:
-    """The number within `train` of each id.
+def train_numbers(found: Predictions, path: Path, key: str, dataset: Dataset) -> NDArray[np.int64]:
+    """The number within `train` of each question of a predictions file.
 
     Raises:
-        ClipstemError: if there are none, or some are not there.
+        ClipstemError: naming the conf key `key`, if the file is of other questions.
     """
-    number_of = {id: number for number, id in enumerate(index["id"].to_pylist())}
-    if unknown := [id for id in ids if id not in number_of]:
-        raise ClipstemError(
-            f"conf key '{key}': {path} has {len(unknown):,} of {len(ids):,} ids that are not in "
-            f"'train' of {dataset.location}, the first is '{unknown[0]}'; expected ids such as "
-            f"'{next(iter(number_of), '')}'"
-        )
-    if not len(ids):
-        raise ClipstemError(f"conf key '{key}': {path} has no rows; expected some, or leave it out")
-    return np.fromiter((number_of[id] for id in ids), np.int64, len(ids))
+    index, of = dataset.index("train"), f"'train' of {dataset.location}"
+    sha256 = dataset.manifest.data_sha256
+    prediction.refuse_other_split(found, path, key, "train", dataset.location, sha256)
+    numbers = prediction.numbers_of(found.columns["id"], index["id"].to_pylist(), path, key, of)
+    known = {name: index[name].to_numpy()[numbers] for name in ("num_options", "answer")}
+    prediction.refuse_other_questions(found, path, np.arange(len(found)), known, of)
+    return numbers

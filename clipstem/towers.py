@@ -288,7 +288,8 @@ class Towers(nn.Module):
 
 
 class InPlaceQuickGELU(nn.Module):
-    """open_clip's QuickGELU, bit for bit, without two of its three new tensors.
+    """open_clip's QuickGELU, bit for bit, without one of its three new tensors, or without two
+    where no gradients are wanted.
 
     They are the largest of a tower: on a CPU, taking the memory costs as much as the arithmetic
     (a tenth of all of ViT-B/32).

@@ -32,7 +32,7 @@ from clipstem.atomic import new_file, new_folder
 from clipstem.batches import NOBODY, Batches, batched, has_answers, usable
 from clipstem.callbacks import AverageWeights, Bar, EvaluateOnTune, summary_on_tune
 from clipstem.command import verb
-from clipstem.config import Precision, TrainConfig, TuneMode
+from clipstem.config import ModelConfig, Precision, TrainConfig, TuneMode
 from clipstem.csv_log import CsvLog
 from clipstem.features import RememberingTowers
 from clipstem.learner import Learner
@@ -132,6 +132,7 @@ def _begin(
         "seed": config.seed,
         "data": config.data,
         "data_sha256": data_sha256,
+        "start": _local_start(config.model),
     }
     if supervised is not None:
         facts["supervision"] = supervised.facts
@@ -156,6 +157,14 @@ def _begin(
             "sha256 are in run.json); put those back, or choose another out=<folder>"
         )
     return made, *made.last_whole_checkpoint(_damage)
+
+
+def _local_start(model: ModelConfig) -> list[str]:
+    """Where the starting weights lie, if that is on this machine."""
+    paths = [Path(model.name.removeprefix(towers.LOCAL_DIR))]
+    if not model.name.startswith(towers.LOCAL_DIR):
+        paths = [Path(model.pretrained)] if model.pretrained is not None else []
+    return [str(path.absolute()) for path in paths if path.exists()]
 
 
 def _damage(checkpoint: Path) -> str | None:
@@ -204,7 +213,7 @@ def _scorer(model: Towers, config: TrainConfig, provenance: dict[str, Any]) -> S
 def _questions_of_skill(dataset: Dataset, supervised: Supervision | None) -> dict[str, int]:
     """How many questions of each skill there are to learn from."""
     if supervised is None:
-        return dataset.manifest.skills["train"]
+        return dataset.manifest.skills.get("train", {})
     skill_N = np.asarray(dataset.index("train")["skill"].to_pylist(), dtype=object)
     return dict(sorted(Counter(skill_N[supervised.learns_N].tolist()).items()))
 
@@ -221,9 +230,14 @@ def training_order(
     """
     flags = usable(dataset, "train", answered=True) if supervised is None else supervised.learns_N
     if not flags.any():
+        needed = (
+            "a picture and an answer"
+            if supervised is None
+            else "a picture, a weight above 0, and a label that may be used or a teacher's answer"
+        )
         raise ClipstemError(
-            f"{config.data}: none of the {len(flags):,} questions of 'train' has a picture and an "
-            "answer; there is nothing to train on"
+            f"{config.data}: none of the {len(flags):,} questions of 'train' has {needed}; there "
+            "is nothing to train on"
         )
     if supervised is None and (skipped := int((~flags).sum())):
         log.info("%d of %d questions have no picture or no answer: skipped", skipped, len(flags))

@@ -50,8 +50,10 @@ class Workers:
             yield from self._started(len(tasks)).map(function, tasks)
         except BrokenProcessPool:
             raise ClipstemError(
-                f"one of {self.count} worker processes was killed, most likely for lack of memory; "
-                f"try again with fewer: workers={max(1, self.count // 2)}"
+                f"one of {self.count} worker processes was killed, most likely for lack of memory: "
+                f"try again with fewer, workers={max(1, self.count // 2)}; or it could not start, "
+                "because the script that calls this does it outside of `if __name__ == "
+                '"__main__":`, which every worker reads again'
             ) from None
 
     def __enter__(self) -> Workers:

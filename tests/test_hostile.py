@@ -47,7 +47,15 @@ from clipstem.config import (
     TrainConfig,
     TrainerConfig,
 )
-from clipstem.images import PictureSpec, check_picture, decoded, shrink, thumbnail, to_pixels
+from clipstem.images import (
+    PictureSpec,
+    check_picture,
+    decoded,
+    shrink,
+    small_copy,
+    thumbnail,
+    to_pixels,
+)
 from clipstem.prepare import prepare
 from clipstem.question import ClipstemError
 from clipstem.shards import open_dataset
@@ -114,6 +122,7 @@ def read_picture(folder: Path) -> Any:
     thumbnail(data, 30)
     decoded(data)
     shrink(data, 30)
+    small_copy(data, 32)
     return [it.tobytes() for it in pixels]
 
 

@@ -30,7 +30,9 @@ from clipstem.images import (
     PictureSpec,
     change_mildly,
     check_picture,
+    on_white,
     shrink,
+    small_copy,
     thumbnail,
     to_pixels,
 )
@@ -408,6 +410,18 @@ def test_a_thumbnail_is_never_larger_than_its_picture_and_stands_on_white() -> N
     with Image.open(io.BytesIO(thumbnail(encoded(clear), 20))) as shown:
         assert shown.size == (8, 6)
         assert min(shown.getpixel((4, 3))) > 250  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_a_small_copy_is_the_mean_of_the_picture_on_white(name: str) -> None:
+    with Image.open(io.BytesIO(ZOO[name])) as whole:
+        size = whole.size
+        shown = on_white(whole) if whole.mode not in ("RGB", "L") else whole.convert("RGB")
+        expected = np.asarray(shown.resize((8, 8), Image.Resampling.BOX), np.int16)
+    copy, *found = small_copy(ZOO[name], 8)
+    assert tuple(found) == size
+    # A JPEG is decoded near the size asked for; colours that are nearly clear lose some bits.
+    assert np.abs(copy - expected).max() <= 3
 
 
 # ---------------------------------------------------------------------------- what is let in

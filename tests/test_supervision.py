@@ -203,11 +203,11 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "other data": (
         {"data_sha256": "a" * 64},
         r"t\.parquet has predictions for other data than .*drawn \(data_sha256 aaaaaaaaaaaa…, "
-        r"expected \w{12}…\); make it with python -m clipstem\.predict run=<the teacher's> data=",
+        r"expected \w{12}…\); make it with python -m clipstem\.predict run=<run> data=",
     ),
     "another split": (
         {"split": "valid"},
-        r"t\.parquet has predictions for 'valid'; expected 'train': python -m clipstem\.predict",
+        r"t\.parquet has predictions for 'valid'; expected 'train': make it with python",
     ),
     "changed questions": (
         {"perturbation": {"name": "blur", "strength": 0.1, "seed": 0}},
@@ -257,13 +257,13 @@ def test_other_ids_options_and_answers_are_refused(
     )
     refused(
         config,
-        rf"row 1: question '{ids[1]}' has the num options {counts[1] + 1}, in the data it has "
-        rf"{counts[1]}; expected the same options in the same order",
+        rf"question '{ids[1]}' has num_options {counts[1] + 1}, but {counts[1]} in 'train' of .*; "
+        "these are answers to different questions",
     )
     answers = index["answer"].to_pylist()
     other = (answers[2] + 1) % counts[2]
     given(answer=[-1, answers[1], other])
-    refused(config, rf"row 2: question '{ids[2]}' has the answer {other}, in the data it has")
+    refused(config, rf"question '{ids[2]}' has answer {other}, but {answers[2]} in 'train' of")
     path.unlink()
     empty = teacher(tmp_path / "all.parquet", dataset, range(3), 0).path
     pq.write_table(pq.read_table(empty).slice(0, 0), path)

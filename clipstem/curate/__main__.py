@@ -47,13 +47,16 @@ def curate(config: CurateConfig) -> Curated | list[Path]:
             f"{', '.join(dataset.manifest.questions)}), so there is nothing to curate"
         )
     with new_folder(Path(config.out)) as folder:
+        said = None  # first: files that are refused are so before every picture is read
+        if config.predictions and config.folds is None:
+            said = unseen.gather(config.predictions, dataset, config.unseen)
         total = sum(dataset.manifest.questions.values())
         with Workers(config.workers) as workers, progress_bar("reading", total) as progress:
             questions = fingerprints.read(dataset, workers, progress)
         if config.folds is not None:
             made = _write_folds(folder, questions, config.folds, config.seed)
             return [Path(config.out) / path.name for path in made]
-        return _curate(folder, questions, dataset, config)
+        return _curate(folder, questions, said, dataset, config)
 
 
 def _write_folds(folder: Path, questions: Fingerprints, folds: int, seed: int) -> list[Path]:
@@ -65,15 +68,16 @@ def _write_folds(folder: Path, questions: Fingerprints, folds: int, seed: int) -
 
 
 def _curate(
-    folder: Path, questions: Fingerprints, dataset: Dataset, config: CurateConfig
+    folder: Path,
+    questions: Fingerprints,
+    said: Unseen | None,
+    dataset: Dataset,
+    config: CurateConfig,
 ) -> Curated:
     train_N = questions.in_train_N
-    ids = questions.column("id")[train_N].tolist()
     answer_N, num_options_N = questions.answer_N[train_N], questions.num_options_N[train_N]
-    said: Unseen | None = None
     judged: Labels | None = None
-    if config.predictions:
-        said = unseen.gather(config.predictions, dataset, ids, answer_N, config.unseen)
+    if said is not None:
         skill_N, answered_N = questions.skill_N[train_N], said.answered_N > 0
         judged = labels.judge(said.mean_NK, answer_N, num_options_N, skill_N, answered_N)
     same = duplicates.find(questions)

@@ -21,13 +21,15 @@ from scipy.spatial import cKDTree
 from clipstem.curate.fingerprints import NO_PICTURE, SIDE, Fingerprints, Ints
 
 # Between what copies differ by (in other formats, up to a tenth larger or smaller: at most 64
-# levels in a fine cell, 16.2 in a coarse one, 2 in the median) and what drawn questions of a skill
-# do; on the drawn bank with another seed than it is measured with.
+# levels in a fine cell, 16.2 in a coarse one, 2 in the median, 11.2 in the root mean square) and
+# what drawn questions of a skill do (a bar moved or in another shade: 12.9 and more in the root
+# mean square, whatever a single cell); on the drawn bank with other seeds than it is measured with.
 COARSE = 8  # cells a side that the tree knows; each is the mean of SIDE / COARSE squared
 COARSE_LEVELS = 17.0  # most difference of a coarse cell in any channel, of 256 levels
 FINE_LEVELS = 66  # most difference of a fine cell in any channel
 MEDIAN_LEVELS = 2.0  # most median difference of the fine cells in any channel: another paper
 ASPECT = 0.04  # most relative difference of width by height
+RMS_LEVELS = 12.0  # most root mean square of the fine cells in any channel: copies differ at edges
 POINTS_AT_ONCE = 256  # whose neighbours are held in memory together
 PAIRS_AT_ONCE = 4096  # compared together: 25 MB of small copies
 
@@ -160,8 +162,11 @@ def nearly_equal(questions: Fingerprints, a_M: Ints, b_M: Ints) -> NDArray[np.bo
     aspect_M = (size_M2[:, 0] * other_M2[:, 1]) / np.maximum(size_M2[:, 1] * other_M2[:, 0], 1)
     near_M: NDArray[np.bool_] = np.abs(np.log(np.maximum(aspect_M, 1e-9))) <= ASPECT
     near_M &= np.abs(difference_MHWC).max(axis=(1, 2, 3)) <= FINE_LEVELS
-    # The median costs most, and few pairs are left.
+    # These cost most, and few pairs are left.
     few_MHWC = difference_MHWC[near_M]
+    square_MC = np.square(few_MHWC, dtype=np.float32).mean(axis=(1, 2))
     median_MC = np.median(few_MHWC.reshape(len(few_MHWC), SIDE * SIDE, 3), axis=1)
-    near_M[near_M] = np.abs(median_MC).max(axis=1) <= MEDIAN_LEVELS
+    near_M[near_M] = (np.abs(median_MC).max(axis=1) <= MEDIAN_LEVELS) & (
+        square_MC.max(axis=1) <= RMS_LEVELS**2
+    )
     return near_M

@@ -102,6 +102,8 @@ class Fingerprints:
 
 def normalised(text: str) -> str:
     """A text without what does not change its meaning: case, spacing, forms of one letter."""
+    # NFKC alone makes 3² the same as 32.
+    text = re.sub("([₀-₉]+)", r"_\1", re.sub("([⁰¹²³⁴-⁹]+)", r"^\1", text))
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return re.sub(r"(?<=\W) | (?=\W)", "", plain)
 

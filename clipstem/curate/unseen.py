@@ -21,6 +21,7 @@ from clipstem.prediction import Predictions
 from clipstem.question import ClipstemError
 from clipstem.shards import Dataset
 from clipstem.storage import file_sha256
+from clipstem.supervision import train_numbers
 
 MAX_BYTES = 2**24  # of a run.json
 
@@ -82,29 +83,32 @@ def write_folds(folder: Path, ids: Sequence[str], fold_N: Ints, folds: int) -> l
     return paths
 
 
-def gather(
-    paths: Sequence[str], dataset: Dataset, ids: Sequence[str], answer_N: Ints, unseen: bool
-) -> Unseen:
+def gather(paths: Sequence[str], dataset: Dataset, unseen: bool) -> Unseen:
     """Read predictions for `train` and keep what each run said of questions it has not seen.
 
-    `ids` are those of `train` in its order. With `unseen` every prediction is kept.
+    With `unseen` every prediction is kept.
 
     Raises:
         ClipstemError: if a file is not of this data's `train`, or its run has seen the questions or
             cannot be shown not to have.
     """
-    place_of = {id: place for place, id in enumerate(ids)}
-    num_options_N = dataset.index("train")["num_options"].to_numpy()
-    shape = (len(ids), int(num_options_N.max(initial=1)))
-    sum_NK, answered_N = np.zeros(shape), np.zeros(len(ids), np.int64)
-    own_N, square_N, right_N = np.zeros(len(ids)), np.zeros(len(ids)), np.zeros(len(ids))
+    index = dataset.index("train")
+    answer_N, num_options_N = index["answer"].to_numpy(), index["num_options"].to_numpy()
+    count = len(index)
+    sum_NK = np.zeros((count, int(num_options_N.max(initial=1))))
+    answered_N = np.zeros(count, np.int64)
+    own_N, square_N, right_N = np.zeros(count), np.zeros(count), np.zeros(count)
     files = []
     for path in map(Path, paths):
         found = prediction.read(path)
-        _refuse_other_data(found, path, dataset)
-        left_out = None if unseen else _left_out(found, path, dataset)
-        places, rows = _places(found, path, place_of, left_out)
-        _refuse_other_questions(found, path, rows, num_options_N[places], answer_N[places])
+        places = train_numbers(found, path, "predictions", dataset)
+        rows = np.arange(len(found))
+        if not unseen:
+            left_out = _left_out(found, path, dataset)
+            rows = np.flatnonzero([id in left_out for id in found.columns["id"]])
+            if not len(rows):
+                raise ClipstemError(f"{path}: its run has seen every question of it; {HOW}")
+        places = places[rows]
         probs_QK = found.probs_QK[rows]
         sum_NK[places, : probs_QK.shape[1]] += probs_QK
         own_Q = probs_QK[np.arange(len(rows)), np.maximum(answer_N[places], 0)]
@@ -122,54 +126,6 @@ def gather(
         answered_N=answered_N,
         files=tuple(files),
     )
-
-
-def _places(
-    found: Predictions, path: Path, place_of: dict[str, int], left_out: set[str] | None
-) -> tuple[Ints, Ints]:
-    """Where the questions stand in `train` and in the file."""
-    if strangers := [id for id in found.columns["id"] if id not in place_of]:
-        raise ClipstemError(
-            f"{path}: question '{strangers[0]}' is not in 'train' ({len(strangers):,} such); give "
-            "predictions for split=train of this data"
-        )
-    taken = [
-        (place_of[id], row)
-        for row, id in enumerate(found.columns["id"])
-        if left_out is None or id in left_out
-    ]
-    if not taken:
-        raise ClipstemError(f"{path}: its run has seen every question of it; {HOW}")
-    places, rows = np.array(taken, np.int64).T
-    return places, rows
-
-
-def _refuse_other_data(found: Predictions, path: Path, dataset: Dataset) -> None:
-    said = found.provenance
-    sha256, split = said.get("data_sha256"), said.get("split")
-    if sha256 not in (None, dataset.manifest.data_sha256) or split not in (None, "train"):
-        raise ClipstemError(
-            f"{path}: is of {split or 'a split'} of {said.get('data') or 'other data'}, not of "
-            f"'train' of {dataset.location} (data_sha256 {str(sha256)[:12]}…, expected "
-            f"{dataset.manifest.data_sha256[:12]}…)"
-        )
-    if said.get("perturbation") is not None:
-        raise ClipstemError(
-            f"{path}: is of perturbed questions; give predictions for the questions as they are"
-        )
-
-
-def _refuse_other_questions(
-    found: Predictions, path: Path, rows: Ints, num_options_Q: Ints, answer_Q: Ints
-) -> None:
-    """The same id must mean the same question."""
-    wrong_Q = (found.num_options_Q[rows] != num_options_Q) | (found.answer_Q[rows] != answer_Q)
-    if wrong_Q.any():
-        id = found.columns["id"][int(rows[int(wrong_Q.argmax())])]
-        raise ClipstemError(
-            f"{path}: question '{id}' has other options or another answer than in the data "
-            f"({int(wrong_Q.sum()):,} such); give predictions for this data"
-        )
 
 
 @dataclass(frozen=True)
@@ -190,6 +146,7 @@ class _RunFacts:
     weights_sha256: str
     data_sha256: str
     model: str
+    start: tuple[str, ...] | None  # files and folders of this machine; older runs do not say
     supervision: _Supervision | None
 
 
@@ -211,7 +168,7 @@ def _left_out(found: Predictions, path: Path, dataset: Dataset) -> set[str]:
             f"{path}: {run} was trained on other data, so that what it has seen of "
             f"{dataset.location} is not known; {HOW}"
         )
-    _refuse_tuned_start(made.model, path, str(run))
+    _refuse_tuned_start(made, path, str(run))
     if made.supervision is None or made.supervision.weights is None:
         raise ClipstemError(f"{path}: {run} has seen every question of 'train'; {HOW}")
     given = made.supervision.weights
@@ -234,7 +191,7 @@ def _run_facts(folder: Path, path: Path) -> _RunFacts:
         values = facts.parse(file.read_bytes())
         if not isinstance(values, dict):
             raise ClipstemError("is not an object")
-        values = {"supervision": None, **values}
+        values = {"supervision": None, "start": None, **values}
         if isinstance(values["supervision"], dict):
             values["supervision"] = {"weights": None, **values["supervision"]}
             if values["supervision"].get("teachers"):
@@ -247,11 +204,21 @@ def _run_facts(folder: Path, path: Path) -> _RunFacts:
     return made
 
 
-def _refuse_tuned_start(model: str, path: Path, run: str) -> None:
+def _refuse_tuned_start(made: _RunFacts, path: Path, run: str) -> None:
     """Weights that a run has made know what that run has seen."""
-    start = Path(model.removeprefix("local-dir:"))
-    if model.startswith("local-dir:") and (start.parent / "run.json").exists():
-        raise ClipstemError(
-            f"{path}: {run} began with the weights of {start.parent}, which may have seen the "
-            f"questions; {HOW}"
-        )
+    starts = made.start
+    if starts is None:
+        is_local = made.model.startswith("local-dir:")
+        starts = (made.model.removeprefix("local-dir:"),) if is_local else ()
+    for start in map(Path, starts):
+        if not start.exists():
+            raise ClipstemError(
+                f"{path}: {run} began with the weights {start}, which is not there any more, so "
+                f"that what it has seen is not known; put it back, or {HOW}"
+            )
+        for folder in (start.resolve(), *start.resolve().parents):
+            if (folder / "run.json").exists():
+                raise ClipstemError(
+                    f"{path}: {run} began with the weights of {folder}, which may have seen the "
+                    f"questions; {HOW}"
+                )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,7 +106,7 @@ def gather(fast: str, tool: str | None, samples: Sequence[str]) -> Asked:
     aligned = []
     for path, found in others:
         place_Q = _places(found, asked)
-        _refuse_other_questions(path, found, place_Q, Path(fast), asked)
+        prediction.refuse_other_questions(found, path, place_Q, _compared(asked), fast)
         aligned.append(found.at(place_Q))
     answered, has_tool_Q = None, np.zeros(len(asked), bool)
     if tool is not None:
@@ -155,21 +156,8 @@ def _places(found: Predictions, asked: Predictions) -> Ints:
     return np.array([place_of.get(id, -1) for id in asked.columns["id"]], np.int64)
 
 
-def _refuse_other_questions(
-    path: Path, found: Predictions, place_Q: Ints, fast: Path, asked: Predictions
-) -> None:
-    """The same id must mean the same question in both files; one may know more answers."""
-    for name in COMPARED:
-        values, wanted = found.columns[name], asked.columns[name]
-        for place, theirs in zip(place_Q.tolist(), wanted, strict=True):
-            if place < 0 or values[place] == theirs:
-                continue
-            if name == "answer" and -1 in (values[place], theirs):
-                continue
-            raise ClipstemError(
-                f"{path}: question '{found.columns['id'][place]}' has {name} {values[place]}, "
-                f"but {theirs} in {fast}; these are answers to different questions"
-            )
+def _compared(asked: Predictions) -> dict[str, Sequence[Any]]:
+    return {name: asked.columns[name] for name in COMPARED}
 
 
 def _of_tool(
@@ -180,7 +168,7 @@ def _of_tool(
     has_Q = place_Q >= 0
     if not has_Q.any():
         raise ClipstemError(f"{path}: has none of the questions of {fast}; expected some of them")
-    _refuse_other_questions(path, found, place_Q, fast, asked)
+    prediction.refuse_other_questions(found, path, place_Q, _compared(asked), str(fast))
     both = prediction.joined([replace(it, provenance={}) for it in (asked, found)])
     row_Q = np.where(has_Q, len(asked) + place_Q, np.arange(len(asked)))
     return replace(both.at(row_Q), provenance=found.provenance), has_Q
