@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from itertools import combinations
 from math import comb
 from pathlib import Path
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from clipstem import facts, prediction
+from clipstem import prediction
 from clipstem.config import RerankConfig, Scores
 from clipstem.question import ClipstemError
 from clipstem.report import page
@@ -31,7 +32,6 @@ from clipstem.rerank import candidates, choosing, drawn
 from clipstem.rerank.__main__ import Reranked, choices, main, predictions, rerank
 from clipstem.rerank.candidates import normal
 from clipstem.rerank.choosing import Judge, Slate, best_of, choose, features, learn, subsets
-from clipstem.rerank.figures import Figures
 
 # ---------------------------------------------------------------------------- final answers
 
@@ -718,15 +718,14 @@ def test_drawn_candidates_are_what_they_say() -> None:
 
 
 def content(tmp_path: Path) -> dict[str, Any]:
-    from dataclasses import asdict
-
     found = reranked(with_scores(tmp_path / "c.jsonl", 30), scores=Scores.given)
     plain: dict[str, Any] = json.loads(json.dumps(asdict(found.figures)))
     return plain
 
 
 def test_the_report_shows_every_figure(tmp_path: Path) -> None:
-    found = shown.checked(content(tmp_path))
+    (tmp_path / "r.json").write_text(json.dumps(content(tmp_path)))
+    found = shown.read(tmp_path / "r.json")
     made = page.Report("t", (), (page.Chapter("c", (shown.section(found),)),))
     text = page.markdown(made)
     for one in (*found.methods.values(),):
@@ -747,6 +746,13 @@ def test_the_report_shows_every_figure(tmp_path: Path) -> None:
         (lambda it: it["methods"].update(x=it["methods"]["mix"]), "methods are"),
         (lambda it: it["best_of"]["exact"].pop(), "are not equally long"),
         (lambda it: it["best_of"].update(sizes=[]), "best_of has no sizes"),
+        (lambda it: it["best_of"]["sizes"].reverse(), "sizes do not rise"),
+        (lambda it: it["best_of"]["sizes"].__setitem__(0, 0), "sizes do not rise from 1"),
+        (lambda it: it["best_of"]["sizes"].append(10**400), "expected a whole number below 2^63"),
+        (
+            lambda it: it["any_right"].update(interval={"low": -1e200, "high": 1.0}),
+            "any_right.interval.low is -1e+200; expected a number below 1e15",
+        ),
         (lambda it: it.update(notes=[1]), "notes[0] is 1; expected a text"),
         (lambda it: it.update(systems=[]), "systems is []; expected an object"),
     ],
@@ -759,7 +765,7 @@ def test_figures_of_strangers_are_checked(
     (tmp_path / "r.json").write_text(json.dumps(made))
     with pytest.raises(ClipstemError) as refused:
         shown.read(tmp_path / "r.json")
-    assert message in str(refused.value) and "r.json: is no rerank.json" in str(refused.value)
+    assert message in str(refused.value) and "expected the rerank.json of" in str(refused.value)
 
 
 def test_other_files_are_no_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -776,4 +782,5 @@ def test_other_files_are_no_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_figures_come_back_as_they_were_written(tmp_path: Path) -> None:
     made = content(tmp_path)
-    assert facts.of_type(Figures, made) == shown.checked(made)
+    (tmp_path / "r.json").write_text(json.dumps(made))
+    assert json.loads(json.dumps(asdict(shown.read(tmp_path / "r.json")))) == made

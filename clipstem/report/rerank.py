@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from clipstem import charts, facts
 from clipstem.question import ClipstemError
@@ -35,26 +35,16 @@ def read(path: Path) -> Figures:
     Raises:
         ClipstemError: naming the file, and the field that is missing or of another type.
     """
-    if not path.is_file():
-        raise ClipstemError(
-            f"{path}: there is no such file; expected the rerank.json that python -m "
-            "clipstem.rerank has written"
-        )
-    if path.stat().st_size > MAX_BYTES:
-        raise ClipstemError(f"{path}: has more than {MAX_BYTES:,} bytes; expected a rerank.json")
-    try:
-        return checked(facts.parse(path.read_bytes()))
-    except ClipstemError as error:
-        raise ClipstemError(f"{path}: is no rerank.json: {error}") from None
+    expected = "the rerank.json of python -m clipstem.rerank"
+    return facts.read(Figures, path, MAX_BYTES, expected, check)
 
 
-def checked(content: Any) -> Figures:
-    """The same from what the file holds, each field of its own type and fit to be shown.
+def check(found: Figures) -> None:
+    """Refuse what is not fit to be shown.
 
     Raises:
         ClipstemError: without the file's name.
     """
-    found = facts.of_type(Figures, content)
     if "majority" not in found.methods or not found.methods.keys() <= {*METHODS}:
         raise ClipstemError(
             f"methods are {', '.join(found.methods) or 'none'}; expected majority, and others of "
@@ -63,6 +53,8 @@ def checked(content: Any) -> Figures:
     best_of = found.best_of
     if not best_of.sizes or not best_of.right.keys() <= {*METHODS, "any_right"}:
         raise ClipstemError("best_of has no sizes, or methods that are none")
+    if any(low >= high for low, high in pairwise((0, *best_of.sizes))):
+        raise ClipstemError("best_of: sizes do not rise from 1 or more")
     lengths = {len(best_of.exact), *map(len, best_of.right.values())}
     if lengths != {len(best_of.sizes)}:
         raise ClipstemError("best_of: sizes, exact and right are not equally long")
@@ -70,17 +62,16 @@ def checked(content: Any) -> Figures:
     shares += [found.any_right, *(one.right for one in found.methods.values())]
     if wrong := [it.value for it in shares if not 0 <= it.value <= 1]:
         raise ClipstemError(f"a share of right choices is {wrong[0]:g}; expected 0 to 1")
-    return found
 
 
-def section(found: Figures, name: str = "best-of-n") -> Section:
-    """Ways to choose, best of N, systems, and what scores add; `name` is the chart's."""
+def section(found: Figures) -> Section:
+    """Ways to choose, best of N, systems, and what scores add."""
     parts: list[Part] = [
         f"{count(found.known)} of {count(found.asked)} questions with "
         f"{count(found.candidates)} candidates say which of these are right. What judges a "
         "question has learnt from others alone.",
         _methods(found),
-        *_best_of(found.best_of, name),
+        *_best_of(found.best_of),
         _systems(found),
     ]
     if found.scores is not None:
@@ -120,7 +111,7 @@ def _paired(paired: Paired) -> tuple[str, str, str]:
     return signed_percent(paired.difference), between(paired.interval), p_value(paired.p)
 
 
-def _best_of(best_of: BestOf, name: str) -> tuple[Part, ...]:
+def _best_of(best_of: BestOf) -> tuple[Part, ...]:
     ways = list(best_of.right)
     rows = [
         (
@@ -132,7 +123,7 @@ def _best_of(best_of: BestOf, name: str) -> tuple[Part, ...]:
     caption = "Best of N: right choices among N of a question's candidates, %"
     notes = ("The mean over all subsets of N candidates; drawn: over some, drawn at random.",)
     table = Table(caption, ("N", *map(as_words, ways)), rows, notes=notes)
-    return table, Chart(name, f"{caption}.", ALT, chart(best_of))
+    return table, Chart("best-of-n", f"{caption}.", ALT, chart(best_of))
 
 
 ALT = "Share of right choices by the number of candidates, a line for each way to choose."
