@@ -125,8 +125,8 @@ def read(folder: Path, variant: Variant) -> Bundle:
             f"{folder}: there is no bundle here (no {BUNDLE_FILE}); expected a folder made by "
             "python -m clipstem.export out=<folder>"
         )
-    made = "what python -m clipstem.export writes: export the bundle again"
-    bundle = facts.read(Bundle, path, MAX_BYTES, made, Bundle.check, FORMAT_VERSION)
+    advice = "export the bundle again"
+    bundle = facts.read(Bundle, path, MAX_BYTES, advice, Bundle.check, FORMAT_VERSION)
     if variant.value not in bundle.variants:
         there = ", ".join(bundle.variants)
         raise ClipstemError(f"{folder}: has no variant '{variant.value}'; it has {there}")

@@ -26,11 +26,11 @@ def read(
     kind: type[Facts],
     path: Path,
     most_bytes: int,
-    expected: str,
+    advice: str,
     check: Callable[[Facts], object] = lambda found: None,
     newest: int | None = None,
 ) -> Facts:
-    """The dataclass `kind` of a JSON file; `expected` names in words what the file should be.
+    """The dataclass `kind` of a JSON file; `advice` ends errors: what to do, or was expected.
 
     `check` refuses what its types allow, by a `ClipstemError` without the file's name. With
     `newest` the file has a format version.
@@ -45,7 +45,7 @@ def read(
     except Newer as error:
         raise Newer(f"{path}: {error}") from None
     except ClipstemError as error:
-        raise ClipstemError(f"{path}: {error}; expected {expected}") from None
+        raise ClipstemError(f"{path}: {error}; {advice}") from None
     return found
 
 

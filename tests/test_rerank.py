@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import combinations
 from math import comb
 from pathlib import Path
@@ -28,10 +28,11 @@ from clipstem.config import RerankConfig, Scores
 from clipstem.question import ClipstemError
 from clipstem.report import page
 from clipstem.report import rerank as shown
-from clipstem.rerank import candidates, choosing, drawn
+from clipstem.rerank import candidates, choosing, drawn, figures
 from clipstem.rerank.__main__ import Reranked, choices, main, predictions, rerank
 from clipstem.rerank.candidates import normal
 from clipstem.rerank.choosing import Judge, Slate, best_of, choose, features, learn, subsets
+from clipstem.statistics import auc
 
 # ---------------------------------------------------------------------------- final answers
 
@@ -392,7 +393,7 @@ def test_a_judge_learns_whom_to_believe() -> None:
         Slate(np.array([1, 2, 0]), np.array([0, 0, 1]), np.array([False, False, True]), None),
         Slate(np.array([1, 2, 0]), np.array([0, 0, 0]), np.array([True, True, True]), None),
     ] * 20
-    learnt = learn(wise, 3)
+    learnt = learn(wise, 3, np.arange(len(wise)))
     assert learnt.rate_S == pytest.approx([41 / 42, 21 / 42, 21 / 42])
     whole = wise[0].whole_1C
     assert choose("majority", wise[0], whole, learnt) == 0
@@ -452,13 +453,13 @@ def drawn_file(path: Path, questions: int = 60, seed: int = 0) -> Path:
     return saved(path, *drawn.lines(questions, seed))
 
 
-def with_scores(path: Path, questions: int = 60) -> Path:
-    """Scores that know something, and no system's level."""
+def with_scores(path: Path, questions: int = 60, knows: float = 1.0) -> Path:
+    """Scores that know something, and no system's level; or with knows=0 nothing at all."""
     rng = np.random.default_rng(0)
     made = list(drawn.lines(questions, 0))
     for one in made:
         for it in one["candidates"]:
-            it["score"] = float(rng.normal(1.0 * it["correct"]))
+            it["score"] = float(rng.normal(knows * it["correct"]))
     return saved(path, *made)
 
 
@@ -520,9 +521,79 @@ def test_scores_that_know_something_add_to_the_mix(tmp_path: Path) -> None:
         assert one.auc is not None and 0.6 < one.auc.value < 0.9  # 0.76 in the long run
     assert 0.65 < found.scores.given_systems.value < 0.95
     assert found.scores.mix.difference > 0
+    assert found.scores.taken == found.scores.judges == 4 and "highest score" in found.weights
     assert found.any_right.value >= found.methods["mix"].right.value
     assert found.best_of.right["mix"][-1] == found.methods["mix"].right
     assert found.best_of.sizes == (1, 2, 3, 4) and all(found.best_of.exact)
+
+
+def test_scores_that_know_nothing_are_not_taken(tmp_path: Path) -> None:
+    made = reranked(with_scores(tmp_path / "c.jsonl", 400, knows=0.0), scores=Scores.given)
+    found = made.figures
+    assert found.scores is not None
+    assert found.scores.taken == 0 and found.scores.judges == 4
+    assert found.scores.mix.difference == 0 and "highest score" not in found.weights
+    (mix, without) = (found.methods[it].right for it in ("mix", "mix_without_scores"))
+    assert mix == without
+    one, judge = made.slates[0], made.overall
+    assert judge.mixes["mix"] is judge.mixes["mix_without_scores"]
+    # Of who give the same answer it is still the one with the highest score.
+    taken = int(choose("mix", one, one.whole_1C, judge)[0])
+    assert one.score_C is not None
+    assert one.score_C[taken] == one.score_C[one.final_C == one.final_C[taken]].max()
+
+
+def test_scores_of_two_scorers_are_not_compared(tmp_path: Path) -> None:
+    found = reranked(with_scores(tmp_path / "c.jsonl", 200), scores=Scores.given)
+    whole = figures.Known(
+        *(found.slates, found.judges, np.arange(200), np.zeros(200, np.int64)),
+        ["careful", "short", "steps", "wordy"],
+    )
+    apart = replace(whole, stratum_Q=found.fold_Q)
+    levels = [
+        replace(it, score_C=it.score_C + 100 * fold)
+        for it, fold in zip(found.slates, found.fold_Q, strict=True)
+        if it.score_C is not None
+    ]
+    shifted = replace(apart, slates=levels)
+    for number, (name, one) in enumerate(figures.of_systems(whole).items()):
+        own = [
+            (it, int(place))
+            for it in whole.slates
+            for place in np.flatnonzero(it.system_C == number)
+        ]
+        score_N = np.array([it.score_C[place] for it, place in own if it.score_C is not None])
+        right_N = np.array([it.known_C[place] for it, place in own])
+        expected = auc(score_N, right_N)
+        assert one.auc is not None and expected is not None and one.auc.interval is not None
+        assert one.auc.value == pytest.approx(expected.value)
+        assert one.auc.interval.low < one.auc.value < one.auc.interval.high
+        assert shown_auc(shifted, name) == pytest.approx(shown_auc(apart, name))
+        assert shown_auc(apart, name) == pytest.approx(expected.value, abs=0.05)
+    scores = [figures.of_scores(it) for it in (apart, shifted)]
+    assert scores[0] is not None and scores[1] is not None
+    assert scores[0].given_systems == scores[1].given_systems
+    assert scores[0].ordered == scores[1].ordered
+
+
+def shown_auc(known: figures.Known, system: str) -> float:
+    found = figures.of_systems(known)[system].auc
+    assert found is not None
+    return found.value
+
+
+def test_pairs_are_counted_one_by_one(tmp_path: Path) -> None:
+    found = reranked(with_scores(tmp_path / "c.jsonl", 40), scores=Scores.given)
+    pairs = [
+        (np.sign(one.score_C[a] - one.score_C[b]) + 1) / 2
+        for one in found.slates
+        if one.score_C is not None
+        for a in np.flatnonzero(one.known_C)
+        for b in np.flatnonzero(~one.known_C)
+    ]
+    assert found.figures.scores is not None
+    assert found.figures.scores.pairs == len(pairs)
+    assert found.figures.scores.ordered == pytest.approx(np.mean(pairs))
 
 
 def test_what_nobody_knows_is_answered_and_not_measured(tmp_path: Path) -> None:

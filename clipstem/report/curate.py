@@ -139,7 +139,8 @@ def read(path: Path) -> Curated:
     Raises:
         ClipstemError: if it is missing, or not what `python -m clipstem.curate` writes.
     """
-    return facts.read(Curated, path, MAX_BYTES, "the curate.json of python -m clipstem.curate")
+    advice = "expected the curate.json of python -m clipstem.curate"
+    return facts.read(Curated, path, MAX_BYTES, advice)
 
 
 def section(curated: Curated) -> Section:

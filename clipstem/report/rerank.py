@@ -16,13 +16,14 @@ from clipstem.report.page import (
     between,
     count,
     decimal,
+    decimals,
     p_value,
     percent,
     signed_percent,
 )
 from clipstem.rerank.choosing import METHODS, as_words
 from clipstem.rerank.figures import BestOf, Figures, OfScores, Share
-from clipstem.statistics import Interval, Paired
+from clipstem.statistics import Paired
 
 MAX_BYTES = 10_000_000  # of a rerank.json; ours with a hundred systems has a hundredth of it
 
@@ -35,8 +36,8 @@ def read(path: Path) -> Figures:
     Raises:
         ClipstemError: naming the file, and the field that is missing or of another type.
     """
-    expected = "the rerank.json of python -m clipstem.rerank"
-    return facts.read(Figures, path, MAX_BYTES, expected, check)
+    advice = "expected the rerank.json of python -m clipstem.rerank"
+    return facts.read(Figures, path, MAX_BYTES, advice, check)
 
 
 def check(found: Figures) -> None:
@@ -94,7 +95,7 @@ def _methods(found: Figures) -> Table:
     rows.append((f"{BOUND} (the bound)", *bound, *[NOTHING] * 6))
     notes = (
         "Intervals are 95 %, of other questions like these; p is McNemar's. Best system: the one "
-        "with the best track record. Mix: track records, agreement and scores in one "
+        "with the best track record. Mix: track records, agreement and scores that help in one "
         f"conditional logit. The majority is tied in {count(found.majority_ties)} questions, "
         "where the answer that stands first is taken; by lot it would reach "
         f"{percent(found.majority_by_lot)} %.",
@@ -151,7 +152,7 @@ def _systems(found: Figures) -> Table:
             count(one.candidates),
             percent(one.right),
             NOTHING if one.auc is None else decimal(one.auc.value),
-            NOTHING if one.auc is None else _plain(one.auc.interval),
+            NOTHING if one.auc is None else decimals(one.auc.interval),
         )
         for name, one in found.systems.items()
     ]
@@ -161,12 +162,6 @@ def _systems(found: Figures) -> Table:
     )
     columns = ("system", "candidates", "right, %", "AUC of scores", "95 %")
     return Table("Systems", columns, rows, notes=notes)
-
-
-def _plain(interval: Interval | None) -> str:
-    if interval is None:
-        return NOTHING
-    return f"[{decimal(interval.low)}, {decimal(interval.high)}]"
 
 
 def _scores(found: OfScores) -> Table:
@@ -187,6 +182,8 @@ def _scores(found: OfScores) -> Table:
         ),
     ]
     notes = (
+        f"The mix takes scores where they make questions that it has not learnt from more "
+        f"likely: in {count(found.taken)} of {count(found.judges)} parts of the questions.",
         f"{count(found.pairs)} pairs of a right and a wrong candidate. The last row is 50 if "
         "scores know no more than who has written.",
     )

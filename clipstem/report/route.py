@@ -31,7 +31,8 @@ def read(path: Path) -> Figures:
     Raises:
         ClipstemError: if the file is missing, too large, or not as expected.
     """
-    return facts.read(Figures, path, MAX_BYTES, "the route.json of python -m clipstem.route", check)
+    advice = "expected the route.json of python -m clipstem.route"
+    return facts.read(Figures, path, MAX_BYTES, advice, check)
 
 
 def check(found: Figures) -> None:

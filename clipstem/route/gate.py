@@ -276,8 +276,8 @@ def read(path: Path) -> Gate:
     Raises:
         ClipstemError: if it is missing, too large, or not as expected.
     """
-    expected = "a gate.json that python -m clipstem.route has written"
-    return facts.read(Gate, path, MAX_BYTES, expected, Gate.check, FORMAT_VERSION)
+    advice = "expected a gate.json that python -m clipstem.route has written"
+    return facts.read(Gate, path, MAX_BYTES, advice, Gate.check, FORMAT_VERSION)
 
 
 # ---------------------------------------------------------------------------- features
