@@ -32,6 +32,7 @@ from clipstem.tokens import Layout, Tokens
 
 FORMAT_VERSION = 1
 MAX_CONTEXT = 65_536  # tokens
+MAX_BYTES = 2**20  # of a bundle.json; ours have a thousandth of it
 BUNDLE_FILE, TOKENIZER_FILE = "bundle.json", "tokenizer.json"
 PICTURE_GRAPH, TEXT_GRAPH = "picture.onnx", "text.onnx"
 
@@ -119,27 +120,13 @@ def read(folder: Path, variant: Variant) -> Bundle:
         ClipstemError: if there is no bundle, a newer one, another variant, or a changed file.
     """
     path = folder / BUNDLE_FILE
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
+    if not is_bundle(folder):
         raise ClipstemError(
             f"{folder}: there is no bundle here (no {BUNDLE_FILE}); expected a folder made by "
             "python -m clipstem.export out=<folder>"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ClipstemError(f"{path}: is not readable ({error}); export the bundle again") from None
-    try:
-        values = facts.parse(text)
-        version = values.get("format_version") if isinstance(values, dict) else None
-        if type(version) is int and version > FORMAT_VERSION:
-            raise ClipstemError(
-                f"has format {version}, this clipstem reads up to {FORMAT_VERSION}; install a "
-                "newer clipstem"
-            )
-        bundle = facts.of_type(Bundle, values)
-        bundle.check()
-    except ClipstemError as error:
-        raise ClipstemError(f"{path}: {error}; export the bundle again") from None
+        )
+    advice = "export the bundle again"
+    bundle = facts.read(Bundle, path, MAX_BYTES, advice, Bundle.check, FORMAT_VERSION)
     if variant.value not in bundle.variants:
         there = ", ".join(bundle.variants)
         raise ClipstemError(f"{folder}: has no variant '{variant.value}'; it has {there}")

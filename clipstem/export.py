@@ -149,11 +149,18 @@ def export(config: ExportConfig) -> dict[str, Parity]:
     return measured
 
 
+@dataclass(frozen=True)
+class _OfRun:
+    """What exporting needs of `run.json` where the config does not say it."""
+
+    data: str
+
+
 def _model(config: ExportConfig) -> tuple[Scorer, str]:
     """The scorer, and the folder of the questions to check on."""
     if config.run is not None:
         ours = scorer.of_run(Path(config.run), config.trainer)
-        data = config.data or str(run.finished(Path(config.run)).facts["data"])
+        data = config.data or run.finished(Path(config.run)).facts_as(_OfRun).data
     else:
         assert config.model is not None and config.data is not None
         ours, data = scorer.of_model(config.model, config.trainer, config.seed), config.data

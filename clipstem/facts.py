@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -12,7 +14,55 @@ from clipstem.question import ClipstemError
 
 Facts = TypeVar("Facts")
 
-FAR = 1e300  # no fact is that large; a NaN is not below it, and every whole number has a float
+FAR = 1e15  # no measured fact is that large; a NaN is not below it
+WHOLE = 2**63  # no whole number is that large: it has a float, and a column of a table
+
+
+class Newer(ClipstemError):
+    """A file of a later format than this clipstem reads: made anew it would be no other."""
+
+
+def read(
+    kind: type[Facts],
+    path: Path,
+    most_bytes: int,
+    advice: str,
+    check: Callable[[Facts], object] = lambda found: None,
+    newest: int | None = None,
+) -> Facts:
+    """The dataclass `kind` of a JSON file; `advice` ends errors: what to do, or was expected.
+
+    `check` refuses what its types allow, by a `ClipstemError` without the file's name. With
+    `newest` the file has a format version.
+
+    Raises:
+        ClipstemError: naming the file and the reason: it is missing, too large or not as expected.
+    """
+    try:
+        values = load(path, most_bytes)
+        found = of_type(kind, values) if newest is None else of_version(kind, values, newest)
+        check(found)
+    except Newer as error:
+        raise Newer(f"{path}: {error}") from None
+    except ClipstemError as error:
+        raise ClipstemError(f"{path}: {error}; {advice}") from None
+    return found
+
+
+def load(path: Path, most_bytes: int) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ClipstemError: with the reason, without the file's name.
+    """
+    try:
+        if not path.is_file():  # a pipe would be waited for without end
+            raise ClipstemError("there is no such file")
+        if path.stat().st_size > most_bytes:
+            raise ClipstemError(f"has more than {most_bytes:,} bytes")
+        return parse(path.read_bytes())
+    except OSError as error:
+        raise ClipstemError(f"cannot be read ({error.strerror})") from None
 
 
 def parse(text: str | bytes) -> Any:
@@ -25,6 +75,21 @@ def parse(text: str | bytes) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
         raise ClipstemError(f"is not JSON in UTF-8 ({error})") from None
+
+
+def of_version(kind: type[Facts], values: Any, newest: int) -> Facts:
+    """`values` as the dataclass `kind`, whose format `format_version` says.
+
+    Raises:
+        Newer: if it is later than `newest`.
+        ClipstemError: see `of_type`.
+    """
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if type(version) is int and version > newest:
+        raise Newer(
+            f"has format {_shown(version)}, this clipstem reads up to {newest}; update clipstem"
+        )
+    return of_type(kind, values)
 
 
 def of_type(kind: type[Facts], values: Any, name: str = "it") -> Facts:
@@ -54,6 +119,8 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
         return float(value)
     if hint is float or type(value) is not (origin or hint):  # a NaN is a float, and no number
         raise ClipstemError(f"{name} is {_shown(value)}; expected {_EXPECTED[origin or hint]}")
+    if hint is int and abs(value) >= WHOLE:
+        raise ClipstemError(f"{name} is {_shown(value)}; expected a whole number below 2^63")
     return value
 
 
@@ -79,6 +146,6 @@ def _shown(value: Any) -> str:
 
 
 _EXPECTED: dict[Any, str] = {
-    **{str: "a text", int: "a whole number", float: "a number", bool: "true or false"},
+    **{str: "a text", int: "a whole number", float: "a number below 1e15", bool: "true or false"},
     **{dict: "an object", tuple: "a list", list: "a list"},
 }

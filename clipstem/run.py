@@ -20,12 +20,15 @@ from typing import Any
 import yaml
 
 from clipstem.atomic import new_file, new_folder, refuse_existing
+from clipstem.facts import Facts, load, of_type
 from clipstem.question import ClipstemError
 
 log = logging.getLogger(__name__)
 
 MAY_CHANGE = {"resume", "out", "data", "trainer", "logger"}
 """Settings of a run that may be others when it is resumed: where things are, machine and logs."""
+
+MAX_BYTES = 2**24  # of a run.json; a count for each of a million skills has about as many
 
 PACKAGES = (
     "clipstem", "torch", "torchvision", "open_clip_torch", "timm", "transformers", "tokenizers",
@@ -119,9 +122,35 @@ class Run:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """`run.json`."""
-        facts: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
-        return facts
+        """`run.json`, as an object of whatever fields.
+
+        Raises:
+            ClipstemError: if it is missing, too large, or no JSON object.
+        """
+        try:
+            found = load(self.folder / "run.json", MAX_BYTES)
+            if not isinstance(found, dict):
+                raise ClipstemError("is not a JSON object")
+        except ClipstemError as error:
+            raise self.broken(str(error)) from None
+        return found
+
+    def facts_as(self, kind: type[Facts], **absent: Any) -> Facts:
+        """The fields of `run.json` that the dataclass `kind` names; `absent` stands for those that
+        may be missing.
+
+        Raises:
+            ClipstemError: see `facts`; and if a field is missing or of another type.
+        """
+        found = {**absent, **self.facts}
+        try:
+            return of_type(kind, found)
+        except ClipstemError as error:
+            raise self.broken(str(error)) from None
+
+    def broken(self, reason: str) -> ClipstemError:
+        """An error that says what is wrong with `run.json`."""
+        return ClipstemError(f"{self.folder / 'run.json'}: {reason}; copy the run again")
 
     def write_facts(self, **facts: Any) -> None:
         """Add to `run.json`."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipstem import facts, loader, pairs, prediction, ranks, run, towers
+from clipstem import loader, pairs, prediction, ranks, run, towers
 from clipstem.batches import Batches, usable
 from clipstem.command import model_config
 from clipstem.config import ModelConfig, Precision, TrainerConfig
@@ -199,13 +199,9 @@ class _Facts:
 
 
 def _facts(done: run.Run) -> _Facts:
-    where = done.folder / "run.json"
-    try:
-        made = facts.of_type(_Facts, {"perturb": None, **dict(done.facts)})
-        if not made.temperature > 0 or made.problem_picture not in ProblemPicture.__members__:
-            raise ClipstemError("temperature or problem_picture are none")
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ClipstemError(f"{where}: {error}; copy the run again") from None
+    made = done.facts_as(_Facts, perturb=None)
+    if not made.temperature > 0 or made.problem_picture not in ProblemPicture.__members__:
+        raise done.broken("temperature or problem_picture are none")
     return made
 
 

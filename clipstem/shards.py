@@ -120,17 +120,10 @@ class Manifest:
                 says `where`.
         """
         try:
-            values = facts.parse(text)
-            version = values.get("format_version") if isinstance(values, dict) else None
-            if type(version) is not int:
-                raise ClipstemError("is no manifest of prepared data")
-            if version > FORMAT_VERSION:
-                raise ClipstemError(
-                    f"has format version {version}, this clipstem reads up to {FORMAT_VERSION}; "
-                    "update clipstem"
-                )
-            manifest = facts.of_type(cls, values)
+            manifest = facts.of_version(cls, facts.parse(text), FORMAT_VERSION)
             manifest._check()
+        except facts.Newer as error:
+            raise facts.Newer(f"{where}: {error}") from None
         except ClipstemError as error:
             raise ClipstemError(f"{where}: {error}; prepare the data again") from None
         return manifest

@@ -12,7 +12,7 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,15 @@ def _train(config: TrainConfig, stop: StopRequest, to_release: contextlib.ExitSt
     return made
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """What going on needs of `run.json`."""
+
+    data_sha256: str
+    started: str
+    resumed: list[Any]
+
+
 def _begin(
     config: TrainConfig,
     dataset: Dataset,
@@ -145,9 +154,10 @@ def _begin(
             f"{made.folder}: another process is writing this run; wait for its end, or choose "
             "another out=<folder>"
         ) from None
+    begun = made.facts_as(_Begun, resumed=[])
     if config.resume:
-        made.write_facts(resumed=[*made.facts.get("resumed", []), run.environment()])
-    if made.facts["data_sha256"] != data_sha256:
+        made.write_facts(resumed=[*begun.resumed, run.environment()])
+    if begun.data_sha256 != data_sha256:
         raise ClipstemError(
             f"{config.data}: is not the data that {made.folder} began with (data_sha256 differs)"
         )

@@ -77,6 +77,8 @@ def scores(found: Figures) -> dict[str, Any]:
         "ordered_by_track_record": rounded(of.ordered_by_track_record),
         "given_systems": None if of.given_systems is None else share(of.given_systems),
         "mix": paired(of.mix),
+        "judges": of.judges,
+        "taken": of.taken,
     }
 
 

@@ -1035,6 +1035,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "a list": (b"[]", "it is []; expected an object"),
     "nothing": (b"{}", "lacks "),
     "a field of another type": ({"left_out": "many"}, "left_out is 'many'; expected a whole"),
+    "a number that no table holds": ({"broken": 10**400}, "expected a whole number below 2^63"),
     "a NaN": ({"cues": [{"chance": float("nan")}]}, "cues[0]"),
     "a cue without a field": ({"cues": [{"skill": "s"}]}, "cues[0] lacks "),
     "findings that are a list": ({"findings": []}, "findings is []; expected an object"),

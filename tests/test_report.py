@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from clipstem.question import ClipstemError
 from clipstem.report import page
 from clipstem.report.__main__ import build
 from clipstem.report.page import Report
+from clipstem.storage import file_sha256
 
 
 def test_a_report_needs_neither_torch_nor_webdataset(two_models: list[Path]) -> None:
@@ -44,10 +46,18 @@ def test_what_curation_found_stands_beside_the_answers(
     two_models: list[Path], drawn_data: Path
 ) -> None:
     curate(CurateConfig(data=str(drawn_data), out="curated", workers=1))
-    report = build(config(two_models, results=["curated"]), MADE)
+    shutil.copytree("curated", "again/curated")
+    shutil.copytree("curated", "other")
+    results = ["curated", "again/curated", "other"]
+    report = build(config(two_models, results=results), MADE)
     (chapter,) = (it for it in report.chapters if it.title == "Beside the exam")
-    assert [section.title for section in chapter.sections] == ["What curation found"]
-    assert "What curation found" in page.markdown(report)
+    assert [section.title for section in chapter.sections] == [
+        f"What curation found: {name}" for name in results
+    ]
+    text = page.markdown(report)
+    assert "What curation found" in text
+    for name in results:
+        assert f"| {name}/curate.json | {file_sha256(Path(name) / 'curate.json')} |" in text
 
 
 def test_a_folder_without_results_is_named(two_models: list[Path]) -> None:

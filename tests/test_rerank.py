@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from itertools import combinations
 from math import comb
 from pathlib import Path
@@ -22,16 +23,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from clipstem import facts, prediction
+from clipstem import prediction
 from clipstem.config import RerankConfig, Scores
 from clipstem.question import ClipstemError
 from clipstem.report import page
 from clipstem.report import rerank as shown
-from clipstem.rerank import candidates, choosing, drawn
+from clipstem.rerank import candidates, choosing, drawn, figures
 from clipstem.rerank.__main__ import Reranked, choices, main, predictions, rerank
 from clipstem.rerank.candidates import normal
 from clipstem.rerank.choosing import Judge, Slate, best_of, choose, features, learn, subsets
-from clipstem.rerank.figures import Figures
+from clipstem.statistics import auc
 
 # ---------------------------------------------------------------------------- final answers
 
@@ -392,7 +393,7 @@ def test_a_judge_learns_whom_to_believe() -> None:
         Slate(np.array([1, 2, 0]), np.array([0, 0, 1]), np.array([False, False, True]), None),
         Slate(np.array([1, 2, 0]), np.array([0, 0, 0]), np.array([True, True, True]), None),
     ] * 20
-    learnt = learn(wise, 3)
+    learnt = learn(wise, 3, np.arange(len(wise)))
     assert learnt.rate_S == pytest.approx([41 / 42, 21 / 42, 21 / 42])
     whole = wise[0].whole_1C
     assert choose("majority", wise[0], whole, learnt) == 0
@@ -452,13 +453,13 @@ def drawn_file(path: Path, questions: int = 60, seed: int = 0) -> Path:
     return saved(path, *drawn.lines(questions, seed))
 
 
-def with_scores(path: Path, questions: int = 60) -> Path:
-    """Scores that know something, and no system's level."""
+def with_scores(path: Path, questions: int = 60, knows: float = 1.0) -> Path:
+    """Scores that know something, and no system's level; or with knows=0 nothing at all."""
     rng = np.random.default_rng(0)
     made = list(drawn.lines(questions, 0))
     for one in made:
         for it in one["candidates"]:
-            it["score"] = float(rng.normal(1.0 * it["correct"]))
+            it["score"] = float(rng.normal(knows * it["correct"]))
     return saved(path, *made)
 
 
@@ -520,9 +521,77 @@ def test_scores_that_know_something_add_to_the_mix(tmp_path: Path) -> None:
         assert one.auc is not None and 0.6 < one.auc.value < 0.9  # 0.76 in the long run
     assert 0.65 < found.scores.given_systems.value < 0.95
     assert found.scores.mix.difference > 0
+    assert found.scores.taken == found.scores.judges == 4 and "highest score" in found.weights
     assert found.any_right.value >= found.methods["mix"].right.value
     assert found.best_of.right["mix"][-1] == found.methods["mix"].right
     assert found.best_of.sizes == (1, 2, 3, 4) and all(found.best_of.exact)
+
+
+def test_scores_that_know_nothing_are_hardly_taken(tmp_path: Path) -> None:
+    made = reranked(with_scores(tmp_path / "c.jsonl", 400, knows=0.0), scores=Scores.given)
+    found = made.figures
+    assert found.scores is not None
+    assert found.scores.taken <= 1 and found.scores.judges == 4  # by chance they seem to help
+    pairs = zip(made.slates, made.judges, strict=True)
+    one, judge = next(it for it in pairs if not it[1].mixes["mix"].with_scores)
+    assert judge.mixes["mix"] is judge.mixes["mix_without_scores"]
+    # Of who give the same answer it is still the one with the highest score.
+    taken = int(choose("mix", one, one.whole_1C, judge)[0])
+    assert one.score_C is not None
+    assert one.score_C[taken] == one.score_C[one.final_C == one.final_C[taken]].max()
+
+
+def test_scores_of_two_scorers_are_not_compared(tmp_path: Path) -> None:
+    found = reranked(with_scores(tmp_path / "c.jsonl", 200), scores=Scores.given)
+    whole = figures.Known(
+        *(found.slates, found.judges, np.arange(200), np.zeros(200, np.int64)),
+        ["careful", "short", "steps", "wordy"],
+    )
+    apart = replace(whole, stratum_Q=found.fold_Q)
+    levels = [
+        replace(it, score_C=it.score_C + 100 * fold)
+        for it, fold in zip(found.slates, found.fold_Q, strict=True)
+        if it.score_C is not None
+    ]
+    shifted = replace(apart, slates=levels)
+    for number, (name, one) in enumerate(figures.of_systems(whole).items()):
+        own = [
+            (it, int(place))
+            for it in whole.slates
+            for place in np.flatnonzero(it.system_C == number)
+        ]
+        score_N = np.array([it.score_C[place] for it, place in own if it.score_C is not None])
+        right_N = np.array([it.known_C[place] for it, place in own])
+        expected = auc(score_N, right_N)
+        assert one.auc is not None and expected is not None and one.auc.interval is not None
+        assert one.auc.value == pytest.approx(expected.value)
+        assert one.auc.interval.low < one.auc.value < one.auc.interval.high
+        assert shown_auc(shifted, name) == pytest.approx(shown_auc(apart, name))
+        assert shown_auc(apart, name) == pytest.approx(expected.value, abs=0.05)
+    scores = [figures.of_scores(it) for it in (apart, shifted)]
+    assert scores[0] is not None and scores[1] is not None
+    assert scores[0].given_systems == scores[1].given_systems
+    assert scores[0].ordered == scores[1].ordered
+
+
+def shown_auc(known: figures.Known, system: str) -> float:
+    found = figures.of_systems(known)[system].auc
+    assert found is not None
+    return found.value
+
+
+def test_pairs_are_counted_one_by_one(tmp_path: Path) -> None:
+    found = reranked(with_scores(tmp_path / "c.jsonl", 40), scores=Scores.given)
+    pairs = [
+        (np.sign(one.score_C[a] - one.score_C[b]) + 1) / 2
+        for one in found.slates
+        if one.score_C is not None
+        for a in np.flatnonzero(one.known_C)
+        for b in np.flatnonzero(~one.known_C)
+    ]
+    assert found.figures.scores is not None
+    assert found.figures.scores.pairs == len(pairs)
+    assert found.figures.scores.ordered == pytest.approx(np.mean(pairs))
 
 
 def test_what_nobody_knows_is_answered_and_not_measured(tmp_path: Path) -> None:
@@ -718,15 +787,14 @@ def test_drawn_candidates_are_what_they_say() -> None:
 
 
 def content(tmp_path: Path) -> dict[str, Any]:
-    from dataclasses import asdict
-
     found = reranked(with_scores(tmp_path / "c.jsonl", 30), scores=Scores.given)
     plain: dict[str, Any] = json.loads(json.dumps(asdict(found.figures)))
     return plain
 
 
 def test_the_report_shows_every_figure(tmp_path: Path) -> None:
-    found = shown.checked(content(tmp_path))
+    (tmp_path / "r.json").write_text(json.dumps(content(tmp_path)))
+    found = shown.read(tmp_path / "r.json")
     made = page.Report("t", (), (page.Chapter("c", (shown.section(found),)),))
     text = page.markdown(made)
     for one in (*found.methods.values(),):
@@ -747,6 +815,13 @@ def test_the_report_shows_every_figure(tmp_path: Path) -> None:
         (lambda it: it["methods"].update(x=it["methods"]["mix"]), "methods are"),
         (lambda it: it["best_of"]["exact"].pop(), "are not equally long"),
         (lambda it: it["best_of"].update(sizes=[]), "best_of has no sizes"),
+        (lambda it: it["best_of"]["sizes"].reverse(), "sizes do not rise"),
+        (lambda it: it["best_of"]["sizes"].__setitem__(0, 0), "sizes do not rise from 1"),
+        (lambda it: it["best_of"]["sizes"].append(10**400), "expected a whole number below 2^63"),
+        (
+            lambda it: it["any_right"].update(interval={"low": -1e200, "high": 1.0}),
+            "any_right.interval.low is -1e+200; expected a number below 1e15",
+        ),
         (lambda it: it.update(notes=[1]), "notes[0] is 1; expected a text"),
         (lambda it: it.update(systems=[]), "systems is []; expected an object"),
     ],
@@ -759,7 +834,7 @@ def test_figures_of_strangers_are_checked(
     (tmp_path / "r.json").write_text(json.dumps(made))
     with pytest.raises(ClipstemError) as refused:
         shown.read(tmp_path / "r.json")
-    assert message in str(refused.value) and "r.json: is no rerank.json" in str(refused.value)
+    assert message in str(refused.value) and "expected the rerank.json of" in str(refused.value)
 
 
 def test_other_files_are_no_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -776,4 +851,5 @@ def test_other_files_are_no_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_figures_come_back_as_they_were_written(tmp_path: Path) -> None:
     made = content(tmp_path)
-    assert facts.of_type(Figures, made) == shown.checked(made)
+    (tmp_path / "r.json").write_text(json.dumps(made))
+    assert json.loads(json.dumps(asdict(shown.read(tmp_path / "r.json")))) == made

@@ -203,6 +203,20 @@ def test_scores_know_nothing_of_what_they_judge(tmp_path: Path, learns: TuneMode
         assert (before[3, of_fold == fold] == before[fold, of_fold == fold]).all()
 
 
+def test_what_has_nothing_to_learn_fails_before_any_training(tmp_path: Path) -> None:
+    """The last scorer has the questions of part 0 alone to learn from, where all is right."""
+    every = [
+        replace(one, candidates=tuple(replace(it, correct=True) for it in one.candidates))
+        if fold == 0
+        else one
+        for one, fold in zip(questions(tmp_path), FOLDS, strict=True)
+    ]
+    told: list[int] = []
+    with pytest.raises(ClipstemError, match=r"of the 4 questions .* no candidate is wrong"):
+        cross_fitted(every, FOLDS, config(), told.append)
+    assert not told
+
+
 def test_what_nobody_knows_is_scored_by_all(tmp_path: Path) -> None:
     fold_Q = np.where(np.arange(12) < 9, FOLDS, -1)
     found = cross_fitted(questions(tmp_path), fold_Q, config(), lambda done: None)

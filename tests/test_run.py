@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -87,6 +87,31 @@ def test_an_unfinished_run_is_not_taken_up_with_other_settings(tmp_path: Path) -
     unfinished(tmp_path / "a")
     with pytest.raises(ClipstemError, match=r"conf key 'seed': is 2, but .*a began with 1; resume"):
         run.start(tmp_path / "a", "seed: 2\n", resume=True, facts={})
+
+
+@dataclass
+class Needed:
+    seed: int
+    data: str | None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is not a JSON object"),
+        ("{}" + " " * 2**24, "has more than 16,777,216 bytes"),
+        ("{}", "lacks seed"),
+        ('{"seed": "1"}', "seed is '1'; expected a whole number"),
+    ],
+)
+def test_facts_of_strangers_are_checked(text: str, message: str, tmp_path: Path) -> None:
+    made = unfinished(tmp_path / "a")
+    assert made.facts_as(Needed, data=None) == Needed(seed=1, data=None)
+    (made.folder / "run.json").write_text(text)
+    expected = rf"^{made.folder}/run\.json: {message}.*; copy the run again$"
+    with pytest.raises(ClipstemError, match=expected):
+        made.facts_as(Needed, data=None)
 
 
 @pytest.mark.parametrize("exists", [False, True])

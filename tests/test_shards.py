@@ -247,9 +247,7 @@ def test_an_unknown_split_names_those_there_are(tmp_path: Path) -> None:
 def test_a_later_format_asks_for_an_update(tmp_path: Path) -> None:
     _, dataset = ten(tmp_path / "data")
     later = replace(dataset.manifest, format_version=FORMAT_VERSION + 1).to_json()
-    with pytest.raises(
-        ClipstemError, match=r"has format version 2, .* reads up to 1; update clipstem"
-    ):
+    with pytest.raises(ClipstemError, match=r"has format 2, .* reads up to 1; update clipstem"):
         Manifest.from_json(later)
 
 
@@ -257,7 +255,7 @@ def test_a_later_format_asks_for_an_update(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "is not JSON in UTF-8"),
-        ("[]", "is no manifest"),
+        ("[]", "it is .*; expected an object"),
         ('{"format_version": 1}', "lacks clipstem_version, data_sha256"),
     ],
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from clipstem.config import ReportConfig
 from clipstem.question import ClipstemError
 from clipstem.report import analyses, comparisons, curate, page, rerank, route, sittings
 from clipstem.report.answers import Answers, Model, gather
-from clipstem.report.page import NOTHING, Chapter, Command, Part, Report, Section, Table
+from clipstem.report.page import NOTHING, Chapter, Chart, Command, Part, Report, Section, Table
 from clipstem.report.sittings import Exams
 from clipstem.run import environment
 from clipstem.statistics import skills_like_these_interval
+from clipstem.storage import file_sha256
 
 LONG = ("train_questions_of_skill", "perturbation")
 """Provenance that has its own place in the report."""
@@ -42,6 +43,7 @@ def write_report(config: ReportConfig) -> Path:
 
 def build(config: ReportConfig, made: Mapping[str, Any]) -> Report:
     """The report; `made` says by which command and versions."""
+    results = beside(config)  # what would fail, fails before minutes of resampling
     answers = gather([Path(path) for path in config.predictions], config.names)
     exams = sittings.sit(answers, config.exam)
     return Report(
@@ -51,8 +53,8 @@ def build(config: ReportConfig, made: Mapping[str, Any]) -> Report:
             Chapter("Headline", headline(answers, exams, config)),
             Chapter("Analyses", breakdown(answers, exams, config)),
             Chapter("Comparisons", compared(answers, config)),
-            *beside(config),
-            Chapter("How this was made", how(answers, config, made)),
+            *([Chapter("Beside the exam", [it.section for it in results])] if results else []),
+            Chapter("How this was made", how(answers, config, made, results)),
         ),
     )
 
@@ -112,26 +114,48 @@ def compared(answers: Answers, config: ReportConfig) -> tuple[Section, ...]:
     )
 
 
-RESULTS: dict[str, Callable[[Path, str], Section]] = {
-    "rerank.json": lambda path, name: rerank.section(rerank.read(path), name),
-    "route.json": route.section,
-    "curate.json": lambda path, name: curate.section(curate.read(path)),
+RESULTS: dict[str, tuple[Callable[[Path], Any], Callable[[Any], Section]]] = {
+    "rerank.json": (rerank.read, rerank.section),
+    "route.json": (route.read, route.section),
+    "curate.json": (curate.read, curate.section),
 }
-"""What may stand beside the answers, by the file that says it; `name` is that of its charts."""
+"""What may stand beside the answers, by the file that says it: how it is read, and shown."""
 
 
-def beside(config: ReportConfig) -> tuple[Chapter, ...]:
-    """What was done with answers and questions besides: one section for each folder."""
-    sections = []
-    for number, folder in enumerate(map(Path, config.results), 1):
+@dataclass(frozen=True)
+class Result:
+    """A file of results, and what the report says of it."""
+
+    path: Path
+    sha256: str
+    section: Section
+
+
+def beside(config: ReportConfig) -> list[Result]:
+    """What was done with answers and questions besides, folder by folder.
+
+    Raises:
+        ClipstemError: if a folder holds no results, or several, or they are not as expected.
+    """
+    found = []
+    folders = [Path(folder) for folder in config.results]
+    names = [folder.resolve().name for folder in folders]
+    for number, (folder, name) in enumerate(zip(folders, names, strict=True), 1):
         files = [folder / name for name in RESULTS if (folder / name).is_file()]
         if len(files) != 1:
             raise ClipstemError(
                 f"conf key 'results': {folder} holds {len(files)} of {', '.join(RESULTS)}; "
                 "expected a folder that rerank, route or curate has written"
             )
-        sections.append(RESULTS[files[0].name](files[0], f"{files[0].stem}-{number}"))
-    return (Chapter("Beside the exam", sections),) if sections else ()
+        read, show = RESULTS[files[0].name]
+        section = show(read(files[0]))
+        parts = [  # several folders may have charts of one name
+            replace(it, name=f"{it.name}-{number}") if isinstance(it, Chart) else it
+            for it in section.parts
+        ]
+        title = f"{section.title}: {name if names.count(name) == 1 else folder}"
+        found.append(Result(files[0], file_sha256(files[0]), Section(title, parts)))
+    return found
 
 
 def _summary(answers: Answers) -> list[str]:
@@ -178,12 +202,15 @@ def _what_was_read(answers: Answers) -> Section:
     )
 
 
-def how(answers: Answers, config: ReportConfig, made: Mapping[str, Any]) -> tuple[Section, ...]:
+def how(
+    answers: Answers, config: ReportConfig, made: Mapping[str, Any], results: Sequence[Result]
+) -> tuple[Section, ...]:
     """Command, settings, hashes and versions: enough to make it again."""
     versions = [("python", made["python"]), *made["versions"].items()]
     versions.append(("clipstem's commit", made["commit"] or "not from a checkout"))
     read = [(str(model.path), model.sha256) for model in answers.models]
     read += [(str(v.path), v.sha256) for model in answers.models for v in model.variants]
+    read += [(str(it.path), it.sha256) for it in results]
     return (
         Section(
             "The command",

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from clipstem import facts
-from clipstem.question import ClipstemError
 from clipstem.report.page import NOTHING, Part, Section, Table, count, decimal, p_value, percent
 
 MAX_BYTES = 64 * 2**20  # of a curate.json; that of 448 skills has 200 KB
@@ -140,19 +139,8 @@ def read(path: Path) -> Curated:
     Raises:
         ClipstemError: if it is missing, or not what `python -m clipstem.curate` writes.
     """
-    if not path.is_file():
-        raise ClipstemError(
-            f"{path}: there is no such file; expected the curate.json of a folder made by "
-            "python -m clipstem.curate"
-        )
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ClipstemError(f"has more than {MAX_BYTES:,} bytes")
-        return facts.of_type(Curated, facts.parse(path.read_bytes()))
-    except ClipstemError as error:
-        raise ClipstemError(
-            f"{path}: {error}; expected what python -m clipstem.curate writes"
-        ) from None
+    advice = "expected the curate.json of python -m clipstem.curate"
+    return facts.read(Curated, path, MAX_BYTES, advice)
 
 
 def section(curated: Curated) -> Section:

@@ -130,6 +130,13 @@ def between(interval: Interval | None) -> str:
     return f"[{percent(interval.low)}, {percent(interval.high)}]"
 
 
+def decimals(interval: Interval | None) -> str:
+    """An interval of numbers."""
+    if interval is None:
+        return NOTHING
+    return f"[{decimal(interval.low)}, {decimal(interval.high)}]"
+
+
 def count(number: int) -> str:
     return f"{number:,}"
 

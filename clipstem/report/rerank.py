@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from clipstem import charts, facts
 from clipstem.question import ClipstemError
@@ -16,13 +16,14 @@ from clipstem.report.page import (
     between,
     count,
     decimal,
+    decimals,
     p_value,
     percent,
     signed_percent,
 )
 from clipstem.rerank.choosing import METHODS, as_words
 from clipstem.rerank.figures import BestOf, Figures, OfScores, Share
-from clipstem.statistics import Interval, Paired
+from clipstem.statistics import Paired
 
 MAX_BYTES = 10_000_000  # of a rerank.json; ours with a hundred systems has a hundredth of it
 
@@ -35,26 +36,16 @@ def read(path: Path) -> Figures:
     Raises:
         ClipstemError: naming the file, and the field that is missing or of another type.
     """
-    if not path.is_file():
-        raise ClipstemError(
-            f"{path}: there is no such file; expected the rerank.json that python -m "
-            "clipstem.rerank has written"
-        )
-    if path.stat().st_size > MAX_BYTES:
-        raise ClipstemError(f"{path}: has more than {MAX_BYTES:,} bytes; expected a rerank.json")
-    try:
-        return checked(facts.parse(path.read_bytes()))
-    except ClipstemError as error:
-        raise ClipstemError(f"{path}: is no rerank.json: {error}") from None
+    advice = "expected the rerank.json of python -m clipstem.rerank"
+    return facts.read(Figures, path, MAX_BYTES, advice, check)
 
 
-def checked(content: Any) -> Figures:
-    """The same from what the file holds, each field of its own type and fit to be shown.
+def check(found: Figures) -> None:
+    """Refuse what is not fit to be shown.
 
     Raises:
         ClipstemError: without the file's name.
     """
-    found = facts.of_type(Figures, content)
     if "majority" not in found.methods or not found.methods.keys() <= {*METHODS}:
         raise ClipstemError(
             f"methods are {', '.join(found.methods) or 'none'}; expected majority, and others of "
@@ -63,6 +54,8 @@ def checked(content: Any) -> Figures:
     best_of = found.best_of
     if not best_of.sizes or not best_of.right.keys() <= {*METHODS, "any_right"}:
         raise ClipstemError("best_of has no sizes, or methods that are none")
+    if any(low >= high for low, high in pairwise((0, *best_of.sizes))):
+        raise ClipstemError("best_of: sizes do not rise from 1 or more")
     lengths = {len(best_of.exact), *map(len, best_of.right.values())}
     if lengths != {len(best_of.sizes)}:
         raise ClipstemError("best_of: sizes, exact and right are not equally long")
@@ -70,17 +63,16 @@ def checked(content: Any) -> Figures:
     shares += [found.any_right, *(one.right for one in found.methods.values())]
     if wrong := [it.value for it in shares if not 0 <= it.value <= 1]:
         raise ClipstemError(f"a share of right choices is {wrong[0]:g}; expected 0 to 1")
-    return found
 
 
-def section(found: Figures, name: str = "best-of-n") -> Section:
-    """Ways to choose, best of N, systems, and what scores add; `name` is the chart's."""
+def section(found: Figures) -> Section:
+    """Ways to choose, best of N, systems, and what scores add."""
     parts: list[Part] = [
         f"{count(found.known)} of {count(found.asked)} questions with "
         f"{count(found.candidates)} candidates say which of these are right. What judges a "
         "question has learnt from others alone.",
         _methods(found),
-        *_best_of(found.best_of, name),
+        *_best_of(found.best_of),
         _systems(found),
     ]
     if found.scores is not None:
@@ -103,7 +95,7 @@ def _methods(found: Figures) -> Table:
     rows.append((f"{BOUND} (the bound)", *bound, *[NOTHING] * 6))
     notes = (
         "Intervals are 95 %, of other questions like these; p is McNemar's. Best system: the one "
-        "with the best track record. Mix: track records, agreement and scores in one "
+        "with the best track record. Mix: track records, agreement and scores that help in one "
         f"conditional logit. The majority is tied in {count(found.majority_ties)} questions, "
         "where the answer that stands first is taken; by lot it would reach "
         f"{percent(found.majority_by_lot)} %.",
@@ -120,7 +112,7 @@ def _paired(paired: Paired) -> tuple[str, str, str]:
     return signed_percent(paired.difference), between(paired.interval), p_value(paired.p)
 
 
-def _best_of(best_of: BestOf, name: str) -> tuple[Part, ...]:
+def _best_of(best_of: BestOf) -> tuple[Part, ...]:
     ways = list(best_of.right)
     rows = [
         (
@@ -132,7 +124,7 @@ def _best_of(best_of: BestOf, name: str) -> tuple[Part, ...]:
     caption = "Best of N: right choices among N of a question's candidates, %"
     notes = ("The mean over all subsets of N candidates; drawn: over some, drawn at random.",)
     table = Table(caption, ("N", *map(as_words, ways)), rows, notes=notes)
-    return table, Chart(name, f"{caption}.", ALT, chart(best_of))
+    return table, Chart("best-of-n", f"{caption}.", ALT, chart(best_of))
 
 
 ALT = "Share of right choices by the number of candidates, a line for each way to choose."
@@ -160,7 +152,7 @@ def _systems(found: Figures) -> Table:
             count(one.candidates),
             percent(one.right),
             NOTHING if one.auc is None else decimal(one.auc.value),
-            NOTHING if one.auc is None else _plain(one.auc.interval),
+            NOTHING if one.auc is None else decimals(one.auc.interval),
         )
         for name, one in found.systems.items()
     ]
@@ -170,12 +162,6 @@ def _systems(found: Figures) -> Table:
     )
     columns = ("system", "candidates", "right, %", "AUC of scores", "95 %")
     return Table("Systems", columns, rows, notes=notes)
-
-
-def _plain(interval: Interval | None) -> str:
-    if interval is None:
-        return NOTHING
-    return f"[{decimal(interval.low)}, {decimal(interval.high)}]"
 
 
 def _scores(found: OfScores) -> Table:
@@ -196,6 +182,8 @@ def _scores(found: OfScores) -> Table:
         ),
     ]
     notes = (
+        f"The mix takes scores where they make questions that it has not learnt from more "
+        f"likely: in {count(found.taken)} of {count(found.judges)} parts of the questions.",
         f"{count(found.pairs)} pairs of a right and a wrong candidate. The last row is 50 if "
         "scores know no more than who has written.",
     )

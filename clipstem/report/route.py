@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
 
 from clipstem import facts
 from clipstem.question import ClipstemError
@@ -25,7 +22,6 @@ from clipstem.route.deferral import Difference, Outcome
 from clipstem.route.figures import CURVE_ALT, Figures, Scored, curve_svg
 
 MAX_BYTES = 16 * 2**20  # of a route.json: STEM's 448 skills take a hundredth of it
-LARGEST = 1e12  # of any number that is shown
 SHOWN_SKILLS = 15
 
 
@@ -35,43 +31,22 @@ def read(path: Path) -> Figures:
     Raises:
         ClipstemError: if the file is missing, too large, or not as expected.
     """
-    if not path.is_file():
-        raise ClipstemError(
-            f"{path}: there is no such file; expected a route.json that clipstem.route has written"
-        )
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ClipstemError(f"has more than {MAX_BYTES:,} bytes")
-        found = facts.of_type(Figures, facts.parse(path.read_bytes()))
-        if found.scored is not None and not (found.scored.points and found.scored.steps):
-            raise ClipstemError("has no points or no steps")
-        if any(abs(number) > LARGEST for number in _numbers(found)):
-            raise ClipstemError(f"has a number beyond {LARGEST:g}")
-    except ClipstemError as error:
-        raise ClipstemError(f"{path}: is not a routing's figures: {error}") from None
-    return found
+    advice = "expected the route.json of python -m clipstem.route"
+    return facts.read(Figures, path, MAX_BYTES, advice, check)
 
 
-def _numbers(value: Any) -> Iterator[float]:
-    """Every number in nested dataclasses and tuples."""
-    if is_dataclass(value):
-        for it in fields(value):
-            yield from _numbers(getattr(value, it.name))
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _numbers(item)
-    elif isinstance(value, (int, float)):
-        yield value
-
-
-def section(path: Path, name: str = "routing") -> Section:
-    """What a routing came to; `name` is the chart's.
+def check(found: Figures) -> None:
+    """Refuse what is not fit to be shown.
 
     Raises:
-        ClipstemError: see `read`.
+        ClipstemError: without the file's name.
     """
-    found = read(path)
-    title = "Routing to a tool"
+    if found.scored is not None and not (found.scored.points and found.scored.steps):
+        raise ClipstemError("has no points or no steps")
+
+
+def section(found: Figures) -> Section:
+    """What a routing came to."""
     said = (
         f"{count(found.deferred)} of {count(found.questions)} questions go to the tool "
         f"({found.tool or 'none was given'}), the others are answered by the fast model "
@@ -82,10 +57,10 @@ def section(path: Path, name: str = "routing") -> Section:
     parts: list[Part] = [said]
     if (scored := found.scored) is not None:
         chart = Chart(
-            name, "Accuracy by mean cost of a question.", CURVE_ALT, curve_svg(found, scored)
+            "routing", "Accuracy by mean cost of a question.", CURVE_ALT, curve_svg(found, scored)
         )
         parts += [_points(found, scored), chart, _gains(scored), _skills(scored)]
-    return Section(title, (*parts, *found.notes))
+    return Section("Routing to a tool", (*parts, *found.notes))
 
 
 def _points(found: Figures, scored: Scored) -> Table:

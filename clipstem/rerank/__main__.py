@@ -26,6 +26,15 @@ from clipstem.console import console, progress_bar
 from clipstem.metrics import probabilities
 from clipstem.prediction import UNKNOWN, Predictions
 from clipstem.question import UNKNOWN_ANSWER, ClipstemError
+from clipstem.report.page import (
+    NOTHING,
+    between,
+    count,
+    decimal,
+    decimals,
+    percent,
+    signed_percent,
+)
 from clipstem.report.rerank import chart
 from clipstem.rerank import candidates, drawn, figures
 from clipstem.rerank.candidates import Asked, Read
@@ -42,7 +51,7 @@ from clipstem.rerank.choosing import (
     slate,
 )
 from clipstem.rerank.figures import Figures, Known, Share
-from clipstem.statistics import Interval, Paired
+from clipstem.statistics import Paired
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -84,7 +93,8 @@ def rerank(config: RerankConfig, read: Read) -> Reranked:
     known = np.flatnonzero(fold_Q != NO_FOLD)
     unscored = [slate(one, systems, None) for one in asked]
     for fold in range(config.folds):  # what would fail, fails before minutes of training
-        learn([unscored[q] for q in known if fold_Q[q] != fold], len(systems))
+        others = known[fold_Q[known] != fold]
+        learn([unscored[q] for q in others], len(systems), group_Q[others])
     score_KC, facts = _scores(asked, fold_Q, config)
     ends = np.cumsum([len(one.candidates) for one in asked])[:-1]
 
@@ -96,16 +106,20 @@ def rerank(config: RerankConfig, read: Read) -> Reranked:
 
     everything = seen_by(config.folds)
     slates = list(everything)
-    overall = learn([everything[q] for q in known], len(systems))
+    overall = learn([everything[q] for q in known], len(systems), group_Q[known])
     judge_of: dict[int, Judge] = {NO_FOLD: overall}
     for fold in range(config.folds):
         here = seen_by(fold)
-        judge_of[fold] = learn([here[q] for q in known if fold_Q[q] != fold], len(systems))
+        others = known[fold_Q[known] != fold]
+        judge_of[fold] = learn([here[q] for q in others], len(systems), group_Q[others])
         for q in np.flatnonzero(fold_Q == fold):
             slates[q] = here[q]
     judges = [judge_of[int(fold)] for fold in fold_Q]
+    scorer_Q = fold_Q if config.scores is Scores.trained else np.zeros_like(fold_Q)
     measured = Known(
-        [slates[q] for q in known], [judges[q] for q in known], group_Q[known], systems
+        *([slates[q] for q in known], [judges[q] for q in known]),
+        *(group_Q[known], scorer_Q[known]),
+        systems,
     )
     return Reranked(
         read, slates, judges, fold_Q, overall, _figures(measured, overall, read, config, facts)
@@ -207,7 +221,7 @@ def predictions(found: Reranked) -> Predictions:
 
     A final answer that no candidate reaches is never chosen: "none of these" is never more probable
     than the most probable final answer, so that the accuracy of these predictions is that of the
-    mix. Where several final answers are right, the answer is the first of them.
+    mix where one final answer is right. Where several are, the answer is the first of them.
     """
     rows = [final_odds(one, judge) for one, judge in zip(found.slates, found.judges, strict=True)]
     num_options_Q = np.array([len(odds_F) + 1 for odds_F in rows], np.int64)
@@ -290,46 +304,42 @@ def show(found: Figures, folder: str) -> None:
     for name in ("system", "candidates", "right, %", "AUC of scores", "95 %"):
         systems.add_column(name, justify="left" if name == "system" else "right")
     for name, system in found.systems.items():
-        auc = ("–", "") if system.auc is None else _auc(system.auc.value, system.auc.interval)
-        systems.add_row(escape(name), f"{system.candidates:,}", f"{100 * system.right:.1f}", *auc)
+        auc = (NOTHING, NOTHING)
+        if system.auc is not None:
+            auc = decimal(system.auc.value), decimals(system.auc.interval)
+        systems.add_row(escape(name), count(system.candidates), percent(system.right), *auc)
     console.print(systems)
     for line in (*_said_of_scores(found), *found.notes, f"written: {folder}"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _share(share: Share) -> str:
-    return f"{100 * share.value:.1f} {_interval(share.interval)}"
+    return f"{percent(share.value)} {between(share.interval)}"
 
 
 def _paired(paired: Paired) -> str:
-    return f"{100 * paired.difference:+.1f} {_interval(paired.interval)}"
-
-
-def _auc(value: float, interval: Interval | None) -> tuple[str, str]:
-    return f"{value:.3f}", "–" if interval is None else f"{interval.low:.3f} – {interval.high:.3f}"
-
-
-def _interval(interval: Interval | None) -> str:
-    return "–" if interval is None else f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    return f"{signed_percent(paired.difference)} {between(paired.interval)}"
 
 
 def _said_of_scores(found: Figures) -> list[str]:
     lines = [
         f"the majority is tied in {found.majority_ties:,} questions, where the answer that stands "
-        f"first is taken; by lot it would reach {100 * found.majority_by_lot:.1f} %"
+        f"first is taken; by lot it would reach {percent(found.majority_by_lot)} %"
     ]
     if found.scores is not None:
         of = found.scores
-        lines.append(f"scores add {_paired(of.mix)} points to the mix")
+        lines.append(
+            f"scores add {_paired(of.mix)} points to the mix; they told enough to be taken in "
+            f"{of.taken} of {of.judges} parts"
+        )
         if of.ordered is not None and of.ordered_by_track_record is not None:
             lines.append(
                 f"of {of.pairs:,} right and wrong candidates of one question scores put "
-                f"{100 * of.ordered:.1f} % in order, track records "
-                f"{100 * of.ordered_by_track_record:.1f} %"
+                f"{percent(of.ordered)} % in order, track records "
+                f"{percent(of.ordered_by_track_record)} %"
             )
         if of.given_systems is not None:
-            value, interval = _auc(of.given_systems.value, of.given_systems.interval)
-            lines.append(f"given who wrote the two: {value} ({interval}); 0.5 is nothing")
+            lines.append(f"given who wrote the two: {_share(of.given_systems)} %; 50 is nothing")
     return lines
 
 

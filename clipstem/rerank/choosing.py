@@ -14,6 +14,7 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
+from clipstem import splits
 from clipstem.question import ClipstemError
 from clipstem.rerank.candidates import Asked
 
@@ -44,6 +45,12 @@ class Slate:
     score_C: Floats | None
 
     @property
+    def known_C(self) -> Flags:
+        """`right_C` of a question of which it is known."""
+        assert self.right_C is not None
+        return self.right_C
+
+    @property
     def finals(self) -> int:
         return int(self.final_C.max()) + 1
 
@@ -55,8 +62,7 @@ class Slate:
     @property
     def right_F(self) -> Flags:
         """Whether a final answer is right: whether most of who give it are."""
-        assert self.right_C is not None
-        return (self.right_C @ self.gives_CF) / self.gives_CF.sum(axis=0) >= 0.5
+        return (self.known_C @ self.gives_CF) / self.gives_CF.sum(axis=0) >= 0.5
 
     @property
     def whole_1C(self) -> Flags:
@@ -146,7 +152,7 @@ class Judge:
     Attributes:
         rate_S: share of each system's candidates that is right, drawn to a half: (right + 1) /
             (all + 2), so that a system nobody has seen has a half.
-        mixes: by method.
+        mixes: by method; `mix` is the one without scores where these tell nothing.
         slope, intercept: of the log-odds that a candidate is right, in its score (Platt 1999,
             "Probabilistic outputs for support vector machines").
     """
@@ -162,13 +168,17 @@ class Judge:
         return found
 
 
-def learn(slates: Sequence[Slate], systems: int) -> Judge:
-    """A judge from questions that are all known.
+def learn(slates: Sequence[Slate], systems: int, group_Q: Ints) -> Judge:
+    """A judge from questions that are all known; equal problems share a group.
+
+    Scores that tell nothing only add noise. So the mix takes them if a mix with them gives
+    questions that it has not learnt from the higher likelihood: those left out in turn, a fifth of
+    the groups each time. Nothing but these questions decides that.
 
     Raises:
         ClipstemError: if no candidate is right, or none wrong.
     """
-    right_C = np.concatenate([_right(it) for it in slates]) if slates else np.zeros(0, np.bool_)
+    right_C = np.concatenate([it.known_C for it in slates]) if slates else np.zeros(0, np.bool_)
     if right_C.all() or not right_C.any():
         only = "right" if len(right_C) and right_C.all() else "wrong"
         raise ClipstemError(
@@ -186,22 +196,49 @@ def learn(slates: Sequence[Slate], systems: int) -> Judge:
     score_C = np.concatenate([it.score_C for it in slates if it.score_C is not None])
     # One candidate against "none of these": the same as a logistic regression.
     (slope,), intercept = conditional_logit(score_C[:, None], np.arange(len(score_C)), right_C)
-    mixes["mix"] = _mix(slates, systems, True)
+    likelihoods = [_held_out(slates, systems, it, group_Q) for it in (False, True)]
+    if likelihoods[1] > likelihoods[0]:
+        mixes["mix"] = _mix(slates, systems, True)
+    else:
+        mixes["mix"] = mixes["mix_without_scores"]
     return Judge(rate_S, mixes, float(slope), intercept)
 
 
-def _right(slate: Slate) -> Flags:
-    assert slate.right_C is not None
-    return slate.right_C
-
-
 def _mix(slates: Sequence[Slate], systems: int, with_scores: bool) -> Mix:
+    return Mix(*conditional_logit(*_options(slates, systems, with_scores)), with_scores)
+
+
+def _options(
+    slates: Sequence[Slate], systems: int, with_scores: bool
+) -> tuple[Floats, Ints, Flags]:
+    """All final answers: x_NX, question_N and right_N of `conditional_logit`."""
     rows = [features(it, it.whole_1C, systems, with_scores)[0] for it in slates]
     question_N = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
-    right_N = np.concatenate([it.right_F for it in slates])
-    return Mix(*conditional_logit(np.concatenate(rows), question_N, right_N), with_scores)
+    return np.concatenate(rows), question_N, np.concatenate([it.right_F for it in slates])
 
 
+def _held_out(slates: Sequence[Slate], systems: int, with_scores: bool, group_Q: Ints) -> float:
+    """The log-likelihood of every question under a mix that has not learnt from its part."""
+    parts = min(PARTS, len(np.unique(group_Q)))
+    if parts < 2:  # nothing that could be left out: no mix is better than another
+        return 0.0
+    x_NX, question_N, right_N = _options(slates, systems, with_scores)
+    part_N = splits.divide(group_Q, [1 / parts] * parts, 0)[question_N]
+    total = 0.0
+    for part in range(parts):
+        is_out_N = part_N == part
+        learnt, out = (
+            (x_NX[here_N], np.unique(question_N[here_N], return_inverse=True)[1], right_N[here_N])
+            for here_N in (~is_out_N, is_out_N)
+        )
+        if not len(out[0]) or not len(learnt[0]):
+            continue
+        weight_X, bias = conditional_logit(*learnt)
+        total += _likelihood(out[0] @ weight_X + bias, *out[1:])[0]
+    return total
+
+
+PARTS = 5  # of the questions to learn from, that are left out in turn
 RIDGE = 1.0  # of the weights of features brought to equal spread
 
 
@@ -218,27 +255,31 @@ def conditional_logit(x_NX: Floats, question_N: Ints, right_N: Flags) -> tuple[F
     mean_X, spread_X = x_NX.mean(axis=0), x_NX.std(axis=0)
     spread_X = np.where(spread_X < 1e-12, 1.0, spread_X)
     equal_NX = (x_NX - mean_X) / spread_X
-    starts_Q = np.flatnonzero(np.diff(question_N, prepend=-1))
-    has_right_Q = np.logical_or.reduceat(right_N, starts_Q)
 
     def loss(theta: Floats) -> tuple[float, Floats]:
-        logit_N = equal_NX @ theta[:-1] + theta[-1]
-        highest_Q = np.maximum(np.maximum.reduceat(logit_N, starts_Q), 0)  # and "none" has 0
-        weight_N = np.exp(logit_N - highest_Q[question_N])
-        none_Q = np.exp(-highest_Q)
-        all_Q = np.add.reduceat(weight_N, starts_Q) + none_Q
-        right_Q = np.where(has_right_Q, np.add.reduceat(weight_N * right_N, starts_Q), none_Q)
-        tiny = np.finfo(np.float64).tiny
-        likelihood = np.log(np.maximum(right_Q, tiny)).sum() - np.log(all_Q).sum()
-        wanted_N = weight_N * right_N / np.maximum(right_Q, tiny)[question_N]
-        surplus_N = weight_N / all_Q[question_N] - wanted_N
-        slope = np.append(equal_NX.T @ surplus_N + RIDGE * theta[:-1], surplus_N.sum())
+        likelihood, slope_N = _likelihood(equal_NX @ theta[:-1] + theta[-1], question_N, right_N)
+        slope = np.append(RIDGE * theta[:-1] - equal_NX.T @ slope_N, -slope_N.sum())
         return float(RIDGE / 2 * theta[:-1] @ theta[:-1] - likelihood), slope
 
     start = np.zeros(x_NX.shape[1] + 1)
     theta = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 1000}).x
     weight_X: Floats = theta[:-1] / spread_X
     return weight_X, float(theta[-1] - weight_X @ mean_X)
+
+
+def _likelihood(logit_N: Floats, question_N: Ints, right_N: Flags) -> tuple[float, Floats]:
+    """The log-likelihood of what is right, and its slope in each option's log-odds."""
+    starts_Q = np.flatnonzero(np.diff(question_N, prepend=-1))
+    has_right_Q = np.logical_or.reduceat(right_N, starts_Q)
+    highest_Q = np.maximum(np.maximum.reduceat(logit_N, starts_Q), 0)  # and "none" has 0
+    weight_N = np.exp(logit_N - highest_Q[question_N])
+    none_Q = np.exp(-highest_Q)
+    all_Q = np.add.reduceat(weight_N, starts_Q) + none_Q
+    right_Q = np.where(has_right_Q, np.add.reduceat(weight_N * right_N, starts_Q), none_Q)
+    tiny = np.finfo(np.float64).tiny
+    likelihood = np.log(np.maximum(right_Q, tiny)).sum() - np.log(all_Q).sum()
+    wanted_N = weight_N * right_N / np.maximum(right_Q, tiny)[question_N]
+    return float(likelihood), wanted_N - weight_N / all_Q[question_N]
 
 
 # ---------------------------------------------------------------------------- choosing
@@ -250,9 +291,10 @@ def choose(method: str, slate: Slate, member_BC: Flags, judge: Judge) -> Ints:
     best_system: the first candidate of the system with the best track record. majority: the first
     candidate with the final answer that most give. best_score: the candidate with the highest
     score. weighted_vote: each votes with its probability of being right by its score. mix: the
-    final answer with the highest log-odds, from track records, agreement and scores;
-    mix_without_scores: without these. Where scores are used, the candidate of the chosen answer
-    that has the highest. Of equals it is always the one that stands first.
+    final answer with the highest log-odds, from track records, agreement and, where they tell
+    something (see `learn`), scores; mix_without_scores: without these. Where scores are there, the
+    candidate of the chosen answer that has the highest. Of equals it is always the one that stands
+    first.
     """
     if method == "best_system":
         return _first_best(judge.rate_S[slate.system_C], member_BC)
@@ -281,7 +323,7 @@ def majority_by_lot(slate: Slate) -> float:
     votes_F = slate.gives_CF.sum(axis=0)
     tied_F = votes_F == votes_F.max()
     first_F = slate.gives_CF.argmax(axis=0)
-    return float(_right(slate)[first_F[tied_F]].mean())
+    return float(slate.known_C[first_F[tied_F]].mean())
 
 
 def final_odds(slate: Slate, judge: Judge) -> Floats:
@@ -326,7 +368,7 @@ def best_of(
 
     With fewer candidates it has all of them. `any_right` is the bound: whether any is right.
     """
-    right_C = _right(slate)
+    right_C = slate.known_C
     member_BC = subsets(len(right_C), size, most, np.random.default_rng(seed))
     found = {
         method: float(right_C[choose(method, slate, member_BC, judge)].mean()) for method in methods

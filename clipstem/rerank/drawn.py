@@ -68,7 +68,6 @@ def _question(number: int, rng: random.Random) -> dict[str, Any]:
     gains = rng.random() < 0.5
     c = rng.randint(2, 20) if gains else rng.randint(2, a * b - 1)
     misleads = rng.random() < 0.2
-    # "After" the gift or the loss is told first where the problem misleads.
     change = f"gets {c} more" if gains else f"gives {c} away"
     problem = f"{name} has {a} boxes with {b} {things} each and {change}."
     if misleads:

@@ -81,6 +81,8 @@ class OfScores:
             where the first is right and the second wrong than where it is the other way round: 0.5
             if scores know no more than who wrote. Over all pairs of systems, by comparisons.
         mix: the mix, less the mix without scores.
+        judges: how many there are, one for each part of the questions.
+        taken: of how many the mix takes scores; of the others it is the mix without.
     """
 
     pairs: int
@@ -90,6 +92,8 @@ class OfScores:
     same_system_ordered: float | None
     given_systems: Share | None
     mix: Paired
+    judges: int
+    taken: int
 
 
 @dataclass(frozen=True)
@@ -145,11 +149,15 @@ class Figures:
 
 @dataclass(frozen=True)
 class Known:
-    """Known questions, each with the judge that has not seen it; equal problems share a group."""
+    """Known questions, each with the judge that has not seen it; equal problems share a group.
+
+    Scores are compared within a stratum only: of another they may be another scorer's.
+    """
 
     slates: Sequence[Slate]
     judges: Sequence[Judge]
     group_Q: Ints
+    stratum_Q: Ints
     systems: Sequence[str]
 
     @property
@@ -160,7 +168,7 @@ class Known:
         """1 for each question where the method's choice is right."""
         return np.array(
             [
-                float(_right(one)[choose(method, one, one.whole_1C, judge)[0]])
+                float(one.known_C[choose(method, one, one.whole_1C, judge)[0]])
                 for one, judge in zip(self.slates, self.judges, strict=True)
             ]
         )
@@ -170,11 +178,6 @@ class Known:
 
     def difference(self, a_Q: Floats, b_Q: Floats) -> Paired:
         return paired_difference(a_Q, b_Q, self.group_Q)
-
-
-def _right(slate: Slate) -> NDArray[np.bool_]:
-    assert slate.right_C is not None
-    return slate.right_C
 
 
 def of_methods(known: Known) -> dict[str, OfMethod]:
@@ -192,8 +195,9 @@ def of_methods(known: Known) -> dict[str, OfMethod]:
 
 def of_systems(known: Known) -> dict[str, OfSystem]:
     """Every system that has a candidate among the known questions."""
-    right_C = np.concatenate([_right(it) for it in known.slates])
+    right_C = np.concatenate([it.known_C for it in known.slates])
     system_C = np.concatenate([it.system_C for it in known.slates])
+    question_C = np.repeat(np.arange(len(known.slates)), [len(it.system_C) for it in known.slates])
     scores = [it.score_C for it in known.slates if it.score_C is not None]
     score_C = np.concatenate(scores) if scores else None
     found = {}
@@ -203,13 +207,20 @@ def of_systems(known: Known) -> dict[str, OfSystem]:
             found[name] = OfSystem(
                 candidates=int(here_C.sum()),
                 right=float(right_C[here_C].mean()),
-                auc=None if score_C is None else auc(score_C[here_C], right_C[here_C]),
+                auc=None
+                if score_C is None
+                else _auc(known, score_C[here_C], right_C[here_C], question_C[here_C]),
             )
     return found
 
 
+def _auc(known: Known, score_N: Floats, right_N: NDArray[np.bool_], question_N: Ints) -> Auc | None:
+    found = _jackknifed(known, [(score_N, right_N, question_N)])
+    return None if found is None else Auc(found.value, found.interval)
+
+
 def any_right(known: Known) -> Share:
-    return known.share(np.array([float(_right(it).any()) for it in known.slates]))
+    return known.share(np.array([float(it.known_C.any()) for it in known.slates]))
 
 
 def ties(known: Known) -> tuple[int, float]:
@@ -233,16 +244,20 @@ def of_scores(known: Known) -> OfScores | None:
     """None without scores."""
     if not known.with_scores:
         return None
-    pairs = [pair for one, judge in _each(known) for pair in _pairs(one, judge)]
-    ordered, by_record, same = np.array(pairs).reshape(-1, 3).T
+    pairs, ordered, by_record, same, same_ordered = np.sum(
+        [_pairs(one, judge) for one, judge in _each(known)], axis=0
+    ).tolist()
+    judges = {id(judge): judge for judge in known.judges}.values()
     return OfScores(
-        pairs=len(pairs),
-        ordered=_mean(ordered),
-        ordered_by_track_record=_mean(by_record),
-        same_system_pairs=int(same.sum()),
-        same_system_ordered=_mean(ordered[same > 0]),
+        pairs=int(pairs),
+        ordered=ordered / pairs if pairs else None,
+        ordered_by_track_record=by_record / pairs if pairs else None,
+        same_system_pairs=int(same),
+        same_system_ordered=same_ordered / same if same else None,
         given_systems=_given_systems(known),
         mix=known.difference(known.right("mix"), known.right("mix_without_scores")),
+        judges=len(judges),
+        taken=sum(it.mixes["mix"].with_scores for it in judges),
     )
 
 
@@ -250,25 +265,22 @@ def _each(known: Known) -> Iterator[tuple[Slate, Judge]]:
     return zip(known.slates, known.judges, strict=True)
 
 
-def _mean(values: Floats) -> float | None:
-    return float(values.mean()) if len(values) else None
-
-
-def _pairs(slate: Slate, judge: Judge) -> list[tuple[float, float, bool]]:
-    """Of each right and wrong candidate: whether scores and track records order them rightly, and
-    whether one system has made both."""
-    right_C, score_C = _right(slate), slate.score_C
+def _pairs(slate: Slate, judge: Judge) -> tuple[float, ...]:
+    """Of the pairs of a right and a wrong candidate: how many there are, how many of them scores
+    and track records put in order, how many one system has made, and how many of these scores
+    put in order."""
+    right_C, score_C = slate.known_C, slate.score_C
     assert score_C is not None
-    rate_C = judge.rate_S[slate.system_C]
-    return [
-        (
-            (np.sign(score_C[a] - score_C[b]) + 1) / 2,
-            (np.sign(rate_C[a] - rate_C[b]) + 1) / 2,
-            bool(slate.system_C[a] == slate.system_C[b]),
-        )
-        for a in np.flatnonzero(right_C)
-        for b in np.flatnonzero(~right_C)
-    ]
+
+    def ordered(value_C: Floats) -> Floats:
+        """[right, wrong]; equal ones are half in order."""
+        found: Floats = (np.sign(value_C[right_C][:, None] - value_C[~right_C]) + 1) / 2
+        return found
+
+    scored = ordered(score_C)
+    is_same = slate.system_C[right_C][:, None] == slate.system_C[~right_C]
+    by_record = ordered(judge.rate_S[slate.system_C])
+    return is_same.size, scored.sum(), by_record.sum(), is_same.sum(), scored[is_same].sum()
 
 
 def _given_systems(known: Known) -> Share | None:
@@ -280,30 +292,51 @@ def _given_systems(known: Known) -> Share | None:
         for candidate in reversed(range(len(one.system_C))):
             system = one.system_C[candidate]
             score_QS[place, system] = one.score_C[candidate]
-            right_QS[place, system] = _right(one)[candidate]
-    value = _concordance(score_QS, right_QS)
+            right_QS[place, system] = one.known_C[candidate]
+    pairs = []
+    for a, b in combinations(range(shape[1]), 2):
+        sign_Q = right_QS[:, a] - right_QS[:, b]
+        here_Q = np.abs(sign_Q) == 1  # not where one is missing, nor where both are right or wrong
+        difference_Q = score_QS[:, a] - score_QS[:, b]
+        pairs.append((difference_Q[here_Q], sign_Q[here_Q] > 0, np.flatnonzero(here_Q)))
+    return _jackknifed(known, pairs)
+
+
+Scored = tuple[Floats, NDArray[np.bool_], Ints]
+"""Of some things to compare with each other: scores, which of them are right, their questions."""
+
+
+def _jackknifed(known: Known, compared: Sequence[Scored]) -> Share | None:
+    """The share of comparisons that scores put in order; None without any."""
+    value = _concordance(compared, known.stratum_Q)
     if value is None:
         return None
     # Groups stay whole in the blocks of the jackknife.
     block_Q = np.unique(known.group_Q, return_inverse=True)[1] % BLOCKS
-    without = [
-        _concordance(score_QS[block_Q != block], right_QS[block_Q != block])
-        for block in np.unique(block_Q)
-    ]
+    without = []
+    for block in np.unique(block_Q):
+        left = [
+            (score_N[kept_N], right_N[kept_N], question_N[kept_N])
+            for score_N, right_N, question_N in compared
+            for kept_N in [block_Q[question_N] != block]
+        ]
+        without.append(_concordance(left, known.stratum_Q))
     interval = block_jackknife(value, [it for it in without if it is not None], 0.0)
     return Share(value, interval)
 
 
-def _concordance(score_QS: Floats, right_QS: Floats) -> float | None:
+def _concordance(compared: Sequence[Scored], stratum_Q: Ints) -> float | None:
+    """How often what is right has the higher score than what is wrong, within a stratum."""
     total = comparisons = 0.0
-    for a, b in combinations(range(score_QS.shape[1]), 2):
-        difference_Q, sign_Q = score_QS[:, a] - score_QS[:, b], right_QS[:, a] - right_QS[:, b]
-        here_Q = np.abs(sign_Q) == 1  # not where one is missing, nor where both are right or wrong
-        found = auc(difference_Q[here_Q], sign_Q[here_Q] > 0)
-        if found is not None:
-            first = int((sign_Q[here_Q] > 0).sum())
-            weight = first * (int(here_Q.sum()) - first)
-            total, comparisons = total + weight * found.value, comparisons + weight
+    for score_N, right_N, question_N in compared:
+        stratum_N = stratum_Q[question_N]
+        for stratum in np.unique(stratum_N):
+            here_N = stratum_N == stratum
+            found = auc(score_N[here_N], right_N[here_N])
+            if found is not None:
+                first = int(right_N[here_N].sum())
+                weight = first * (int(here_N.sum()) - first)
+                total, comparisons = total + weight * found.value, comparisons + weight
     return total / comparisons if comparisons else None
 
 

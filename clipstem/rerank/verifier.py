@@ -224,6 +224,11 @@ def cross_fitted(
         ClipstemError: if the model cannot be had, candidates to learn from are all right or all
             wrong, or training diverges.
     """
+    folds = int(fold_Q.max()) + 1
+    pairs = list(combinations(range(folds), 2))
+    own = [np.flatnonzero((fold_Q >= 0) & (fold_Q != j) & (fold_Q != k)) for j, k in pairs]
+    for own_Q in own:  # what would fail, fails before minutes of training
+        _share_right(asked, own_Q)
     device = device_of(config.trainer.device)
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
@@ -234,15 +239,12 @@ def cross_fitted(
     fixed: Embed | None = None
     if config.learns is TuneMode.zero_shot:
         fixed = Remembered(Embeddings(asked, texts, start.eval(), bf16), progress)
-    folds = int(fold_Q.max()) + 1
-    pairs = list(combinations(range(folds), 2))
     fold_C = np.repeat(fold_Q, [len(one.candidates) for one in asked])
     score_KC = np.zeros((folds + 1, len(fold_C)))
     for turn, (j, k) in enumerate(pairs):
         model = copy.deepcopy(start)
         embed = fixed or Embeddings(asked, texts, model, bf16)
-        own_Q = np.flatnonzero((fold_Q >= 0) & (fold_Q != j) & (fold_Q != k))
-        verifier = _trained(model, embed, asked, own_Q, config, turn, progress)
+        verifier = _trained(model, embed, asked, own[turn], config, turn, progress)
         judged_Q = np.flatnonzero((fold_Q == j) | (fold_Q == k) | (fold_Q < 0))
         judged_C = (fold_C == j) | (fold_C == k) | (fold_C < 0)
         score_C = np.zeros(len(fold_C))
@@ -284,6 +286,22 @@ def _is_bf16(precision: Precision, device: torch.device) -> bool:
     return precision is Precision.bf16 or (precision is Precision.auto and is_cuda)
 
 
+def _share_right(asked: Sequence[Asked], own_Q: NDArray[np.int64]) -> float:
+    """The share of right candidates of these questions.
+
+    Raises:
+        ClipstemError: if there are no right ones, or no wrong ones, to learn from.
+    """
+    right = [bool(it.correct) for q in own_Q for it in asked[q].candidates]
+    share = float(np.mean(right or [False]))
+    if not 0 < share < 1:
+        raise ClipstemError(
+            f"of the {len(own_Q):,} questions that a scorer is to learn from, no candidate is "
+            f"{'wrong' if share else 'right'}; expected both: give more questions, or fewer folds"
+        )
+    return share
+
+
 def _trained(
     model: Towers,
     embed: Embed,
@@ -299,13 +317,7 @@ def _trained(
     (Cobbe et al. 2021, "Training verifiers to solve math word problems").
     """
     right = {int(q): [float(bool(it.correct)) for it in asked[q].candidates] for q in own_Q}
-    share = np.mean([value for values in right.values() for value in values] or [0.0])
-    if not 0 < share < 1:
-        raise ClipstemError(
-            f"of the {len(own_Q):,} questions that a scorer is to learn from, no candidate is "
-            f"{'wrong' if share else 'right'}; expected both: give more questions, or fewer folds"
-        )
-    verifier = Verifier(model, float(share)).to(model.mean_C.device)
+    verifier = Verifier(model, _share_right(asked, own_Q)).to(model.mean_C.device)
     steps = config.epochs * -(-len(own_Q) // config.batch_size)
     optimizer = _optimizer(verifier, config)
     schedule = LambdaLR(optimizer, lambda step: rate_factor(step, steps, config.optimizer))

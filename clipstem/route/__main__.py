@@ -24,6 +24,7 @@ from clipstem.command import verb
 from clipstem.config import RouteConfig
 from clipstem.console import console
 from clipstem.prediction import Predictions
+from clipstem.report.page import NOTHING, between, decimal, percent, signed_percent
 from clipstem.route.decisions import Routed, route
 from clipstem.route.deferral import Difference
 from clipstem.route.figures import Figures, Scored, curve_svg, figures
@@ -134,8 +135,8 @@ def _said(made: Figures, scored: Scored) -> Iterator[str]:
     yield f"fitted on {made.fitted_on:,} ({how}); log-loss in nats: {losses}"
     yield (
         f"{percent(scored.hard)} % of {scored.questions:,} questions are hard for the fast model; "
-        f"AUROC of the gate {_number(scored.hard_auroc)}, of the confidence "
-        f"{_number(scored.confidence_auroc)}"
+        f"AUROC of the gate {_decimal(scored.hard_auroc)}, of the confidence "
+        f"{_decimal(scored.confidence_auroc)}"
     )
     first = scored.points[0]
     for what, gain in (
@@ -152,17 +153,12 @@ def _said(made: Figures, scored: Scored) -> Iterator[str]:
         )
 
 
-def percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f}"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _decimal(value: float | None) -> str:
+    return NOTHING if value is None else decimal(value)
 
 
 def _points(gain: Difference) -> str:
-    low, high = 100 * gain.interval.low, 100 * gain.interval.high
-    return f"{100 * gain.value:+.1f} points [{low:.1f}, {high:.1f}]"
+    return f"{signed_percent(gain.value)} points {between(gain.interval)}"
 
 
 def _points_table(made: Figures, scored: Scored) -> Table:
@@ -183,7 +179,7 @@ def _points_table(made: Figures, scored: Scored) -> Table:
                 percent(it.calls),
                 f"{it.cost:.3g}",
                 percent(it.accuracy),
-                "–" if it.tool_usage is None else percent(it.tool_usage),
+                NOTHING if it.tool_usage is None else percent(it.tool_usage),
             )
     return table
 

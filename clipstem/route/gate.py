@@ -124,7 +124,8 @@ class Tree:
         node_Q = np.zeros(len(x_QF), np.int64)
         row_Q = np.arange(len(x_QF))
         while (inside_Q := left[node_Q] >= 0).any():  # ends, because children come behind
-            goes_left_Q = x_QF[row_Q, feature[node_Q]] <= threshold[node_Q]
+            feature_Q = np.where(inside_Q, feature[node_Q], 0)  # a leaf's may be any number
+            goes_left_Q = x_QF[row_Q, feature_Q] <= threshold[node_Q]
             node_Q = np.where(inside_Q, np.where(goes_left_Q, left[node_Q], right[node_Q]), node_Q)
         return np.asarray(self.value)[node_Q]
 
@@ -275,25 +276,8 @@ def read(path: Path) -> Gate:
     Raises:
         ClipstemError: if it is missing, too large, or not as expected.
     """
-    if not path.is_file():
-        raise ClipstemError(
-            f"{path}: there is no such gate; expected a gate.json that clipstem.route has written"
-        )
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ClipstemError(f"has more than {MAX_BYTES:,} bytes")
-        values = facts.parse(path.read_bytes())
-        version = values.get("format_version") if isinstance(values, dict) else None
-        if type(version) is int and version > FORMAT_VERSION:
-            raise ClipstemError(
-                f"has format {version}, this clipstem reads up to {FORMAT_VERSION}; install a "
-                "newer clipstem"
-            )
-        found = facts.of_type(Gate, values)
-        found.check()
-    except ClipstemError as error:
-        raise ClipstemError(f"{path}: is not a gate: {error}") from None
-    return found
+    advice = "expected a gate.json that python -m clipstem.route has written"
+    return facts.read(Gate, path, MAX_BYTES, advice, Gate.check, FORMAT_VERSION)
 
 
 # ---------------------------------------------------------------------------- features

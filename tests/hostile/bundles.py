@@ -75,7 +75,12 @@ kinds(
     (
         "bundle.json is no UTF-8",
         rewrite("bundle.json", lambda _: b"\xff"),
-        Refused("is not readable"),
+        Refused("is not JSON"),
+    ),
+    (
+        "bundle.json that is too long",
+        rewrite("bundle.json", lambda data: data + b" " * 2**20),
+        Refused("has more than 1,048,576 bytes"),
     ),
     ("bundle of a later format", fact(format_version=99), Refused("has format 99")),
     ("bundle without hashes", fact(sha256={}), Refused("is not the file that was exported")),

@@ -18,6 +18,16 @@ kinds(
     ),
     ("run.json is a list", edit("run.json", lambda facts: [facts]), Refused("run.json: ")),
     (
+        "oversized run.json",
+        rewrite("run.json", lambda data: data + b" " * 2**24),
+        Refused("run.json: has more than 16,777,216 bytes; copy the run again"),
+    ),
+    (
+        "a count that no table holds",
+        edit("run.json", lambda facts: facts.update(train_questions_of_skill={"a": 10**400})),
+        Refused("a is 1000.*; expected a whole number below 2"),
+    ),
+    (
         "run.json without a hash",
         edit("run.json", lambda facts: {"temperature": 1.0}),
         Refused("run.json: lacks model"),
@@ -66,5 +76,6 @@ kinds(
     ),
     ("file that is cut off", rewrite(CHECKPOINT, lambda data: data[:5000]), DAMAGED),
     ("file that is no zip", rewrite(CHECKPOINT, lambda _: b"<html>404</html>"), DAMAGED),
+    ("run.json that is cut off", rewrite("run.json", lambda data: data[:9]), Refused("run.json: ")),
     ("checkpoint without a step", checkpoint(lambda state: {"state_dict": {}}), DAMAGED),
 )

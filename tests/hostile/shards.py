@@ -177,7 +177,7 @@ kinds(
         rewrite("manifest.json", lambda _: b"[" * 100_000),
         Refused("is not JSON"),
     ),
-    ("manifest is a list", edit("manifest.json", lambda m: [m]), Refused("is no manifest")),
+    ("manifest is a list", edit("manifest.json", lambda m: [m]), Refused("expected an object")),
     (
         "manifest of a later format",
         edit("manifest.json", lambda m: m.update(format_version=2)),
@@ -186,7 +186,12 @@ kinds(
     (
         "manifest with a version that is a text",
         edit("manifest.json", lambda m: m.update(format_version="1")),
-        Refused("is no manifest"),
+        Refused("format_version is '1'; expected a whole number"),
+    ),
+    (
+        "manifest with a number that no table holds",
+        edit("manifest.json", lambda m: m["questions"].update(train=10**400)),
+        Refused("questions.train is 1000.*; expected a whole number below 2"),
     ),
     (
         "manifest with shards that are numbers",
