@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from measure import BENCHMARKS, README, machine, with_blocks
+from measure import facts, publish
+from tables import BENCHMARKS
 
-from clipstem import charts, prediction, run, shards, towers
+from clipstem import charts, prediction, shards, towers
 from clipstem.bank import SKILLS
 from clipstem.bank.__main__ import write_bank
 from clipstem.command import model_config
@@ -150,19 +151,17 @@ def measure(sizes: Sequence[int]) -> dict[str, Any]:
         )
         print(json.dumps(found[-1]), file=sys.stderr)
     return {
-        **run.environment(),
-        "command": " ".join(["python scripts/bench_growth.py", *map(str, sizes)]),
-        "machine": machine(),
         "sizes": found,
         "prepare_questions_per_second_one_core": rates,
     }
 
 
 def main() -> None:
+    made_by = facts()
+    command = " ".join(["python scripts/bench_growth.py", *sys.argv[1:]])
     figures = measure([int(size) for size in sys.argv[1:]] or SIZES)
-    (BENCHMARKS / "growth.json").write_text(json.dumps(figures, indent=1) + "\n")
     (BENCHMARKS / "growth.svg").write_text(picture(figures))
-    README.write_text(with_blocks(README.read_text()))
+    publish("growth", {"command": command, **made_by, **figures})
 
 
 if __name__ == "__main__":

@@ -30,9 +30,8 @@ from typing import Any
 
 import numpy as np
 import psutil
-from measure import BENCHMARKS, machine
+from measure import facts, publish
 
-from clipstem import run
 from clipstem.bank import SKILLS, draw
 from clipstem.config import TrainerConfig, Variant
 from clipstem.onnx_scorer import OnnxScorer
@@ -201,6 +200,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60.0, help="of each turn")
     given = parser.parse_args()
+    made_by = facts()
     engine = OnnxScorer(given.bundle, TrainerConfig("cpu"), Variant.fp32)
     questions = [draw(skill, 0, index) for skill in SKILLS.values() for index in range(4)]
     bodies = [body_of(question, engine) for question in questions]
@@ -218,19 +218,18 @@ def main() -> None:
         name: float(np.median([it["questions_per_second"] for it in found]))
         for name, found in turns.items()
     }
-    facts = json.loads((given.bundle / "bundle.json").read_text())
+    bundle = json.loads((given.bundle / "bundle.json").read_text())
     figures = {
-        **run.environment(),
+        **made_by,
         "command": " ".join(["python scripts/bench_serve.py", *sys.argv[1:]]),
-        "machine": machine(),
-        "model": facts["provenance"]["model"],
-        "parameters": facts["parameters"],
+        "model": bundle["provenance"]["model"],
+        "parameters": bundle["parameters"],
         "clients": given.clients,
         "turns": turns,
         "batching": round(rates["together"] / rates["alone"], 2),
     }
     name = Path(str(figures["model"]).removeprefix("local-dir:")).name.lower()
-    (BENCHMARKS / f"serve-{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
+    publish(f"serve-{name}", figures)
     print(json.dumps(figures["turns"], indent=1), f"batching: × {figures['batching']}")
 
 

@@ -7,19 +7,19 @@ fractions in the figures and per cent in the line; Q questions.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipstem.console import MASTERED, accuracy_of_skill
-from clipstem.metrics import summarize
+from clipstem.metrics import Summary, summarize
 from clipstem.prediction import Predictions
 from clipstem.statistics import (
     Interval,
     paired_difference,
-    skills_like_these_interval,
     these_skills_mean_interval,
 )
 
@@ -27,25 +27,27 @@ Found = Mapping[str, Predictions]
 Figures = dict[str, Any]
 
 
+def headline(made: Predictions) -> Summary:
+    return summarize(made.probs_QK, made.answer_Q, made.num_options_Q, made.columns["subject"])
+
+
 def of_one_run(valid: Predictions) -> Figures:
     """The headline of a run, on `valid`."""
-    summary = summarize(
-        valid.probs_QK, valid.answer_Q, valid.num_options_Q, valid.columns["subject"]
-    )
+    summary = headline(valid)
     skills = accuracy_of_skill(valid)
     return {
         "questions": summary.questions,
-        "macro": round(summary.macro, 4),
-        "micro": round(summary.micro, 4),
-        "chance_macro": round(summary.chance_macro, 4),
-        "chance_micro": round(summary.chance_micro, 4),
-        "nll": round(summary.nll, 4),
+        "macro": rounded(summary.macro),
+        "micro": rounded(summary.micro),
+        "chance_macro": rounded(summary.chance_macro),
+        "chance_micro": rounded(summary.chance_micro),
+        "nll": rounded(summary.nll),
         "subjects": {
-            name: [round(a, 4), round(c, 4), n] for name, (a, c, n) in summary.subjects.items()
+            name: [rounded(a), rounded(c), n] for name, (a, c, n) in summary.subjects.items()
         },
-        "skills": {name: round(value, 4) for name, value in skills.items()},
+        "skills": {name: rounded(value) for name, value in skills.items()},
         "mastered": sum(value >= MASTERED for value in skills.values()),
-        "temperature": round(valid.provenance["temperature"], 4),
+        "temperature": rounded(valid.provenance["temperature"]),
         "result": f"valid macro {percent(summary.macro)} % (chance {percent(summary.chance_macro)})"
         f", micro {percent(summary.micro)} % (chance {percent(summary.chance_micro)})",
     }
@@ -78,19 +80,17 @@ def of_realset_mini_blind(found: Found) -> Figures:
         runs(found, r"realset_mini_blind_\d/valid"),
         runs(found, r"realset_mini_\d/valid"),
     )
-    right_Q, seeing_Q = mean_right_Q(seeds), mean_right_Q(seeing)
-    skills = seeds[0].columns["skill"]
-    interval = these_skills_mean_interval(right_Q, skills)
-    added = float((seeing_Q - right_Q).mean())
-    added_interval = these_skills_mean_interval(seeing_Q - right_Q, skills)
+    right_Q = mean_right_Q(seeds)
+    interval = these_skills_mean_interval(right_Q, seeds[0].columns["skill"])
+    added = change(seeing, seeds, of_these_skills=True)
     return {
         "micro": rounded(right_Q.mean()),
         "interval": ends(interval),
         "seeds": [rounded(right_of(it).mean()) for it in seeds],
-        "pictures_add": rounded(added),
-        "pictures_add_interval": ends(added_interval),
+        "pictures_add": rounded(added.difference),
+        "pictures_add_interval": ends(added.interval),
         "result": f"valid micro {percent(right_Q.mean())} % {shown(interval)}, mean of "
-        f"{len(seeds)} seeds; pictures add {points(added)} {shown(added_interval)}",
+        f"{len(seeds)} seeds; pictures add {added}",
     }
 
 
@@ -106,53 +106,33 @@ def of_forgetting(found: Found) -> Figures:
     gain = (tuned["wise_ft"] - ten) / (tuned["plain"] - ten)
     loss = (thirty - after["wise_ft"]) / (thirty - after["plain"])
     plain = runs(found, r"plain_\d/valid")
-    changes = {}
-    for name in ("ema", "soup"):
-        other_Q = mean_right_Q(runs(found, rf"{name}_\d/valid"))
-        changes[name] = paired_difference(other_Q, mean_right_Q(plain), plain[0].columns["skill"])
+    changes = {name: change(runs(found, rf"{name}_\d/valid"), plain) for name in ("ema", "soup")}
     return {
         "ten": {"before": rounded(ten), **{name: rounded(it) for name, it in tuned.items()}},
         "thirty": {"before": rounded(thirty), **{name: rounded(it) for name, it in after.items()}},
         "wise_ft_keeps_of_gain": rounded(gain),
         "wise_ft_loses_of_loss": rounded(loss),
-        "changes": {
-            name: {"difference": rounded(it.difference), "interval": ends(it.interval)}
-            for name, it in changes.items()
-        },
+        "changes": {name: it.figures for name, it in changes.items()},
         "result": f"mean of {len(plain)} seeds. The ten: {percent(ten)} % before, "
         f"{percent(tuned['plain'])} tuned, {percent(tuned['wise_ft'])} WiSE-FT ({percent(gain)} % "
         f"of the gain); the thirty: {percent(thirty)}, {percent(after['plain'])}, "
         f"{percent(after['wise_ft'])} ({percent(loss)} % of the loss); on the ten EMA adds "
-        f"{points(changes['ema'].difference)} {shown(changes['ema'].interval)}, soup "
-        f"{points(changes['soup'].difference)} {shown(changes['soup'].interval)}",
+        f"{changes['ema']}, soup {changes['soup']}",
     }
 
 
 def of_distill(found: Found) -> Figures:
     """What students keep of their teacher's gain over chance, on `valid`; macro over subjects."""
     (teacher,) = runs(found, "quickstart/students_valid")
-    groups = {name: runs(found, rf"{name}_\d/valid") for name in ("distill", "tenth", "all")}
-    students = {name: every for name, every in groups.items() if every}
-    subjects, skills = teacher.columns["subject"], teacher.columns["skill"]
-    options_Q, answer_Q = teacher.num_options_Q, teacher.answer_Q
-    taught = summarize(teacher.probs_QK, answer_Q, options_Q, subjects)
-    seeds = {
-        name: [
-            summarize(it.probs_QK, answer_Q, options_Q, it.columns["subject"]).macro for it in every
-        ]
-        for name, every in students.items()
-    }
-    right_Q = {name: mean_right_Q([*every]) for name, every in students.items()}
+    students = {name: runs(found, rf"{name}_\d/valid") for name in ("distill", "tenth")}
+    taught = headline(teacher)
+    seeds = {name: [headline(it).macro for it in every] for name, every in students.items()}
     accuracy = {name: float(np.mean(every)) for name, every in seeds.items()}
     kept = {
         name: (it - taught.chance_macro) / (taught.macro - taught.chance_macro)
         for name, it in accuracy.items()
     }
-    changes = {
-        name: paired_difference(right_Q["distill"], right_Q[name], skills)
-        for name in students
-        if name != "distill"
-    }
+    added = change(students["distill"], students["tenth"])
     parameters = [it.provenance["parameters"] for it in (students["distill"][0], teacher)]
     return {
         "questions": taught.questions,
@@ -162,43 +142,25 @@ def of_distill(found: Found) -> Figures:
         "accuracy": {name: rounded(it) for name, it in accuracy.items()},
         "seeds": {name: [rounded(it) for it in every] for name, every in seeds.items()},
         "gain_kept": {name: rounded(it) for name, it in kept.items()},
-        "distill_adds_to": {
-            name: {"difference": rounded(it.difference), "interval": ends(it.interval)}
-            for name, it in changes.items()
-        },
+        "distill_adds_to": {"tenth": added.figures},
         "result": f"mean of {len(seeds['distill'])} seeds, valid macro: teacher "
         f"{percent(taught.macro)} % (chance {percent(taught.chance_macro)}), a student of "
         f"{percent(parameters[0] / parameters[1])} % of its parameters with a tenth of the labels "
         f"and the teacher {percent(accuracy['distill'])} ({percent(kept['distill'])} % of the "
-        f"gain), on the tenth alone {percent(accuracy['tenth'])} (the teacher adds "
-        f"{points(changes['tenth'].difference)} {shown(changes['tenth'].interval)})"
-        + (
-            f", on all labels alone, {len(seeds['all'])} seed, {percent(accuracy['all'])}"
-            if "all" in seeds
-            else ""
-        ),
+        f"gain), on the tenth alone {percent(accuracy['tenth'])} (the teacher adds {added})",
     }
 
 
 def of_picture_fit(found: Found) -> Figures:
     """Each way to fit a picture into a square, on `valid`, and its change from the crop."""
-    ways = {name: runs(found, f"picture_fit_{name}/valid")[0] for name in ("crop", "pad", "squash")}
-    right_Q = {name: right_of(it) for name, it in ways.items()}
-    changes = {
-        name: paired_difference(right_Q[name], right_Q["crop"], ways["crop"].columns["skill"])
-        for name in ("pad", "squash")
-    }
+    ways = {name: [found[f"picture_fit_{name}/valid"]] for name in ("crop", "pad", "squash")}
+    accuracy = {name: float(mean_right_Q(it).mean()) for name, it in ways.items()}
+    changes = {name: change(ways[name], ways["crop"]) for name in ("pad", "squash")}
     return {
-        "micro": {name: rounded(it.mean()) for name, it in right_Q.items()},
-        "changes": {
-            name: {"difference": rounded(it.difference), "interval": ends(it.interval)}
-            for name, it in changes.items()
-        },
-        "result": f"valid micro {percent(right_Q['crop'].mean())} % with crop; "
-        + "; ".join(
-            f"{name} adds {points(it.difference)} {shown(it.interval)}"
-            for name, it in changes.items()
-        ),
+        "micro": {name: rounded(it) for name, it in accuracy.items()},
+        "changes": {name: it.figures for name, it in changes.items()},
+        "result": f"valid micro {percent(accuracy['crop'])} % with crop; "
+        + "; ".join(f"{name} adds {it}" for name, it in changes.items()),
     }
 
 
@@ -211,12 +173,11 @@ def of_route(routed: Mapping[str, Figures]) -> Figures:
         said.append(
             f"{name}: {percent(it['fast'])} % alone, {percent(it['tool'])} the tool, "
             f"{percent(gate['accuracy'])} with {percent(gate['calls'])} % of its calls, "
-            f"{points(it['below_tool'][0])} "
-            f"[{percent(it['below_tool'][1])}, {percent(it['below_tool'][2])}] (a "
+            f"{points(it['below_tool'][0])} {shown(it['below_tool'][1:])} (a "
             f"confidence threshold {percent(it['confidence']['accuracy'])} with "
             f"{percent(it['confidence']['calls'])}), tool-usage accuracy "
             f"{percent(gate['tool_usage'])}; at the same calls the gate adds "
-            f"{points(gain[0])} [{percent(gain[1])}, {percent(gain[2])}]"
+            f"{points(gain[0])} {shown(gain[1:])}"
         )
     return {"routings": cases, "result": "; ".join(said)}
 
@@ -280,26 +241,25 @@ ALTERED = ("case", "word_drops", "greyscale", "rotation", "crop", "noise")
 
 def of_generalisation(found: Found) -> Figures:
     """Accuracy on questions drawn anew, altered ones, and skills that were never seen."""
-    name = "generalisation"
-    valid = found[f"{name}/valid"]
+    run = "generalisation"
+    valid = found[f"{run}/valid"]
     accuracy = {
-        which: float(right_of(found[f"{name}/{which}"]).mean())
+        which: float(right_of(found[f"{run}/{which}"]).mean())
         for which in ("valid", "anew", "others")
     }
-    others = found[f"{name}/others"]
+    others = found[f"{run}/others"]
     chance = {
-        which: float((1 / found[f"{name}/{which}"].num_options_Q).mean())
+        which: float((1 / found[f"{run}/{which}"].num_options_Q).mean())
         for which in ("valid", "others")
     }
-    interval = skills_like_these_interval(right_of(others), others.columns["skill"])
-    drops = {}
-    for change in ALTERED:
-        altered = runs(found, rf"{name}/valid-{change}")
-        if altered:
-            drops[change] = paired_difference(
-                right_of(altered[0]), right_of(valid), valid.columns["skill"]
-            )
-    worst = min(drops, key=lambda change: drops[change].difference)
+    # Eight skills are too few to say anything of others: the intervals are of other questions.
+    interval = these_skills_mean_interval(right_of(others), others.columns["skill"])
+    drops = {
+        name: change([found[f"{run}/valid-{name}"]], [valid], of_these_skills=True)
+        for name in ALTERED
+    }
+    worst = min(drops, key=lambda name: drops[name].difference)
+    least = max(drops, key=lambda name: drops[name].difference)
     return {
         "micro": {which: rounded(value) for which, value in accuracy.items()},
         "chance": {which: rounded(value) for which, value in chance.items()},
@@ -307,16 +267,12 @@ def of_generalisation(found: Found) -> Figures:
         "others_skills": {
             skill: rounded(value) for skill, value in accuracy_of_skill(others).items()
         },
-        "drops": {
-            change: {"difference": rounded(it.difference), "interval": ends(it.interval)}
-            for change, it in drops.items()
-        },
+        "drops": {name: it.figures for name, it in drops.items()},
         "result": f"{percent(accuracy['valid'])} % on its skills (chance "
         f"{percent(chance['valid'])}), {percent(accuracy['anew'])} drawn anew; altered from "
-        f"{points(max(it.difference for it in drops.values()))} to "
-        f"{points(drops[worst].difference)} ({worst.replace('_', ' ')}); "
-        f"{percent(accuracy['others'])} % on skills it has never seen (chance "
-        f"{percent(chance['others'])})",
+        f"{drops[least]} ({least.replace('_', ' ')}) to {drops[worst]} "
+        f"({worst.replace('_', ' ')}); {percent(accuracy['others'])} % {shown(interval)} on skills "
+        f"it has never seen (chance {percent(chance['others'])})",
     }
 
 
@@ -355,14 +311,47 @@ def right_of(predictions: Predictions) -> NDArray[np.bool_]:
     return predictions.choice_Q == predictions.answer_Q
 
 
-def mean_right_Q(seeds: list[Predictions]) -> NDArray[np.float64]:
+def mean_right_Q(seeds: Sequence[Predictions]) -> NDArray[np.float64]:
     """The share of the runs that answer each question rightly."""
     assert len({tuple(it.columns["id"]) for it in seeds}) == 1, "not the same questions"
     return np.mean([right_of(it) for it in seeds], axis=0)
 
 
+@dataclass(frozen=True)
+class Change:
+    """A difference of accuracies, question by question, with its 95 % interval."""
+
+    difference: float
+    interval: Interval | None
+
+    @property
+    def figures(self) -> Figures:
+        return {"difference": rounded(self.difference), "interval": ends(self.interval)}
+
+    def __str__(self) -> str:
+        return f"{points(self.difference)} {shown(self.interval)}"
+
+
+def change(
+    of: Sequence[Predictions], beside: Sequence[Predictions], of_these_skills: bool = False
+) -> Change:
+    """What runs gain over others that were asked the same questions.
+
+    The interval is for other skills like these, or for other questions `of_these_skills`.
+    """
+    right_Q, beside_Q = mean_right_Q(of), mean_right_Q(beside)
+    assert of[0].columns["id"] == beside[0].columns["id"], "not the same questions"
+    skills = of[0].columns["skill"]
+    paired = paired_difference(right_Q, beside_Q, skills)
+    if of_these_skills:
+        interval = these_skills_mean_interval(right_Q - beside_Q, skills)
+        return Change(paired.difference, interval)
+    return Change(paired.difference, paired.interval)
+
+
 def rounded(value: float) -> float:
-    return round(float(value), 4)
+    """As figures are kept: fine enough to be rounded once more where they are shown."""
+    return round(float(value), 6)
 
 
 def ends(interval: Interval | None) -> list[float] | None:
@@ -374,11 +363,16 @@ def percent(share: float) -> str:
 
 
 def points(difference: float) -> str:
-    return f"{100 * difference:+.1f} points"
+    return f"{signed(difference)} points"
 
 
-def shown(interval: Interval | None) -> str:
-    """A 95 % interval, in per cent."""
+def signed(difference: float) -> str:
+    return f"{100 * difference:+.1f}"
+
+
+def shown(interval: Interval | Sequence[float] | None) -> str:
+    """A 95 % interval, or its two ends, in per cent."""
     if interval is None:
         return "(no interval: too few skills)"
-    return f"[{percent(interval.low)}, {percent(interval.high)}]"
+    low, high = (interval.low, interval.high) if isinstance(interval, Interval) else interval
+    return f"[{percent(low)}, {percent(high)}]"

@@ -5,7 +5,7 @@
 2,000 questions, three runs of `python -m clipstem.ask`: against a server that never fails; against
 one where one request in five fails (429, 500, 503, late, cut off, no JSON …); and against that
 again, killed with SIGKILL when half is answered and started anew. `benchmarks/ask.json` gets how
-many requests were made, what was asked twice, and how fast it was.
+many requests were made, what was asked twice, and how fast it was; the README follows.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from chat_server import ChatServer, failing
-from measure import BENCHMARKS, machine
+from measure import facts, publish
 
-from clipstem import prediction, run
+from clipstem import prediction
 from clipstem.ask.answers import HEADER
 from clipstem.config import PrepareConfig, Source
 from clipstem.prepare import prepare
@@ -133,16 +133,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--questions", type=int, default=2000)
     given = parser.parse_args()
-    facts = run.environment()
+    made_by = facts()
     with tempfile.TemporaryDirectory() as name:
         measured = measure(Path(name), given.questions)
     figures = {
         **measured,
         "command": " ".join(["python scripts/measure_ask.py", *sys.argv[1:]]),
-        "machine": machine(),
-        **{key: facts[key] for key in ("commit", "python", "versions", "started")},
+        **made_by,
     }
-    (BENCHMARKS / "ask.json").write_text(json.dumps(figures, indent=1) + "\n")
+    publish("ask", figures)
     print(json.dumps(figures, indent=1))
 
 

@@ -21,11 +21,13 @@ from typing import Any
 import numpy as np
 import plant
 import pyarrow.parquet as pq
-from measure import BENCHMARKS, README, ROOT, machine, run_each, with_blocks
+from claims import rounded
+from measure import ROOT, made_by, publish, run_each
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
+from tables import BENCHMARKS
 
-from clipstem import prediction, run
+from clipstem import prediction
 from clipstem.images import decoded
 from clipstem.report import curate as report
 from clipstem.shards import open_dataset
@@ -144,8 +146,8 @@ def rates(found: set[str], truth: set[str]) -> dict[str, Any]:
     return {
         "planted": len(truth),
         "found": len(found),
-        "precision": round(right / max(len(found), 1), 4),
-        "recall": round(right / max(len(truth), 1), 4),
+        "precision": rounded(right / max(len(found), 1)),
+        "recall": rounded(right / max(len(truth), 1)),
     }
 
 
@@ -218,12 +220,12 @@ def _labels(
     curated = report.read(folder / "curated/faults/curate.json")
     return {
         "wrong": int(is_wrong.sum()),
-        "share_wrong": round(float(is_wrong.mean()), 4),
+        "share_wrong": rounded(is_wrong.mean()),
         "learnt_skills": learnt,
         "on_learnt_skills": rates(found & in_learnt, wrong & in_learnt & set(table["id"])),
         "on_all_skills": rates(found, wrong & set(table["id"])),
-        "average_precision": round(average_precision(-margins, is_wrong), 4),
-        "accuracy": {skill: round(value, 4) for skill, value in sorted(accuracy.items())},
+        "average_precision": rounded(average_precision(-margins, is_wrong)),
+        "accuracy": {skill: rounded(value) for skill, value in sorted(accuracy.items())},
         "blind": [skill.name for skill in curated.skills if not skill.is_judged],
     }
 
@@ -279,13 +281,13 @@ def of_noise(folder: Path) -> dict[str, Any]:
         "questions": len(table["id"]),
         "skills": len(SKILLS["noise"]),
         "seeds": {
-            name: [round(float((it.choice_Q == it.answer_Q).mean()), 4) for it in seeds]
+            name: [rounded((it.choice_Q == it.answer_Q).mean()) for it in seeds]
             for name, seeds in found.items()
         },
-        **{name: round(value, 4) for name, value in mean.items()},
-        "cost": round(mean["clean"] - mean["noisy"], 4),
-        "regained": round((mean["weighted"] - mean["noisy"]) / (mean["clean"] - mean["noisy"]), 4),
-        "gain": round(gained.difference, 4),
+        **{name: rounded(value) for name, value in mean.items()},
+        "cost": rounded(mean["clean"] - mean["noisy"]),
+        "regained": rounded((mean["weighted"] - mean["noisy"]) / (mean["clean"] - mean["noisy"])),
+        "gain": rounded(gained.difference),
         "gain_p": gained.p,
         "labels": rates(suspected, set(truth["wrong"]) & set(table["id"])),
     }
@@ -305,19 +307,13 @@ def main() -> None:
     figures = json.loads(file.read_text()) if file.exists() else {}
     for name in given.parts:
         ran = run_each(commands(name), folder)
-        facts = run.environment()
         figures[name] = {
             **MEASURES[name](folder),
-            "commands": [
-                {**ran[it], "command": it.replace(f"{ROOT}/", "")} for it in commands(name)
-            ],
-            "machine": machine(),
-            "commit": facts["commit"],
-            "versions": facts["versions"],
-            "date": facts["started"][:10],
+            **made_by(
+                [{**ran[it], "command": it.replace(f"{ROOT}/", "")} for it in commands(name)]
+            ),
         }
-    file.write_text(json.dumps(figures, indent=1) + "\n")
-    README.write_text(with_blocks(README.read_text()))
+    publish("curate", figures)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Takes a run of experiment/forty; needs CLIPSTEM_REALSET. `tiny` and ViT-B/32 have random weights:
 speed does not depend on them. Every variant is written, whatever its accuracy. What comes out is
-`benchmarks/export.json`.
+`benchmarks/export.json`, and the README is brought up to date.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import BENCHMARKS, machine
+from measure import facts, publish
 
 from clipstem import export as exporting
-from clipstem import run, scorer, shards
+from clipstem import scorer, shards
 from clipstem.batches import Batches, batched
 from clipstem.command import conf_folder, model_config
 from clipstem.config import ExportConfig, PrepareConfig, Source, TrainerConfig, Variant
@@ -116,6 +116,7 @@ def figures_of(config: ExportConfig, turn_questions: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    made_by = facts()
     with tempfile.TemporaryDirectory() as name:
         real, drawn = Path(name) / "real", Path(name) / "drawn"
         real_path = os.environ["CLIPSTEM_REALSET"]
@@ -139,8 +140,8 @@ def main() -> None:
             config = ExportConfig(**{**every, **given})
             found[title] = figures_of(config, turn_questions.get(title, 500))
             print(title, json.dumps(found[title], indent=1), file=sys.stderr)
-    figures = {**run.environment(), "machine": machine(), "bundles": found}
-    (BENCHMARKS / "export.json").write_text(json.dumps(figures, indent=1) + "\n")
+    command = " ".join(["python scripts/measure_export.py", *sys.argv[1:]])
+    publish("export", {"command": command, **made_by, "bundles": found})
 
 
 if __name__ == "__main__":

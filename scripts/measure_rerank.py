@@ -4,7 +4,8 @@
 
 The folder of `CLIPSTEM_CANDIDATES` holds `train.jsonl` and `valid.jsonl`: questions of GSM8K with
 the published solutions of seven systems. Commands that have ended in `--folder` are not repeated.
-`benchmarks/rerank.json` gets the figures, with machine, versions and commit.
+`benchmarks/rerank.json` gets the figures, with machine, versions and commit, and the
+README is brought up to date.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from measure import BENCHMARKS, machine, run_each
+from claims import ends, rounded
+from measure import made_by, publish, run_each
+from tables import BENCHMARKS
 
 from clipstem.report.rerank import read
 from clipstem.rerank.figures import Figures, Share
-from clipstem.statistics import Interval, Paired
+from clipstem.statistics import Paired
 
 GSM8K = "candidates=[$CLIPSTEM_CANDIDATES/train.jsonl,$CLIPSTEM_CANDIDATES/valid.jsonl]"
 BEST = "abel-70b"  # the best system, which the second measurement leaves out
@@ -73,13 +76,17 @@ def scores(found: Figures) -> dict[str, Any]:
     assert of is not None
     return {
         "pairs": of.pairs,
-        "ordered": rounded(of.ordered),
-        "ordered_by_track_record": rounded(of.ordered_by_track_record),
+        "ordered": known(of.ordered),
+        "ordered_by_track_record": known(of.ordered_by_track_record),
         "given_systems": None if of.given_systems is None else share(of.given_systems),
         "mix": paired(of.mix),
         "judges": of.judges,
         "taken": of.taken,
     }
+
+
+def known(value: float | None) -> float | None:
+    return None if value is None else rounded(value)
 
 
 def share(found: Share) -> dict[str, Any]:
@@ -94,14 +101,6 @@ def paired(found: Paired) -> dict[str, Any]:
     }
 
 
-def rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
-
-
-def ends(interval: Interval | None) -> list[float | None] | None:
-    return None if interval is None else [rounded(interval.low), rounded(interval.high)]
-
-
 def measure(folder: Path) -> dict[str, Any]:
     """Run the commands that have not ended, and gather what they wrote."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,15 +110,9 @@ def measure(folder: Path) -> dict[str, Any]:
         for name, command in COMMANDS.items()
     }
     shutil.copy(folder / "gsm8k" / "best_of_n.svg", BENCHMARKS / "rerank.svg")
-    made_by = [one.made_by for one in found.values()]
-    commits = {it["commit"] for it in made_by}
-    assert len(commits) == 1, f"measured on several commits: {commits}"
     return {
-        "commands": list(ran.values()),
         "sets": {name: figures(one) for name, one in found.items()},
-        "machine": machine(),
-        **{name: made_by[0][name] for name in ("commit", "python", "versions")},
-        "date": made_by[0]["started"][:10],
+        **made_by([ran[command] for command in COMMANDS.values()]),
     }
 
 
@@ -127,5 +120,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--folder", type=Path, required=True, help="where the commands run; kept")
     measured = measure(parser.parse_args().folder)
-    (BENCHMARKS / "rerank.json").write_text(json.dumps(measured, indent=1) + "\n")
+    publish("rerank", measured)
     print(json.dumps({name: it["methods"] for name, it in measured["sets"].items()}, indent=1))

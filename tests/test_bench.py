@@ -32,8 +32,8 @@ import bench_peers  # noqa: E402
 import bench_report  # noqa: E402
 import bench_serve  # noqa: E402
 import bench_sets  # noqa: E402
-import measure  # noqa: E402
 import measure_export  # noqa: E402
+import tables  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_the_cost_of_a_question_is_measured_at_every_size() -> None:
         assert size["peak_gib_of_a_process"] > 0
     assert set(figures["prepare_questions_per_second_one_core"]) == {"decode", "header"}
     assert "questions</text>" in bench_growth.picture(figures)
-    table = measure.at_every_size(figures)
+    table = tables.at_every_size(figures)
     assert "| 69 |" in table and "| 138 |" in table and "`verify=header`" in table
 
 
@@ -175,7 +175,7 @@ def test_a_bundle_is_measured_beside_torch(
     )
     assert min(found["least_cosines"].values()) > 0.9
     assert {len(seconds) for seconds in found["seconds"].values()} == {1}
-    table = measure.exported({"machine": {"cores": 2}, "bundles": {"`tiny_vit`": found}})
+    table = tables.exported({"machine": {"cores": 2}, "bundles": {"`tiny_vit`": found}})
     assert "| `tiny_vit`, fp32 | 40 |" in table and "| `tiny_vit`, int8 | 40 |" in table
 
 
@@ -188,5 +188,5 @@ def test_the_server_is_measured_among_hostile_requests(tiny_bundle: Path) -> Non
     assert found["answered"] > 10 and found["refused"] >= 4
     assert found["wrong"] == 0 and found["ready_afterwards"] is True
     turns = {name: [found] for name in ("together", "alone", "hostile")}
-    table = measure.served([{"model": "tiny_vit", "clients": 4, "batching": 1.5, "turns": turns}])
+    table = tables.served([{"model": "tiny_vit", "clients": 4, "batching": 1.5, "turns": turns}])
     assert "| `tiny_vit` |" in table and "| 1.50 |" in table
