@@ -27,7 +27,7 @@ KNOWN_FIELDS = (
 
 OTHER_NAMES = {
     **{"picture": "image", "question": "problem", "choices": "options"},
-    **{"answer_idx": "answer", "label": "answer"},
+    **{"answer_idx": "answer", "label": "answer", "captions": "caption"},
 }
 """What other data sets call our fields: overlooking one would quietly lose pictures or answers."""
 
@@ -78,6 +78,11 @@ class JsonlSource:
         if record.get("id") == "":
             raise BadField("id", "is empty; expected a text")
         name = record.get("image")
+        captions: dict[str, str] = {}
+        if "caption" in record:
+            if name is None:
+                raise BadField("caption", "is given without an image; expected both")
+            captions["picture"] = text_of(record, "caption")
         return Row(
             id=text_of(record, "id"),
             split=self._split(record.get("split")),
@@ -86,8 +91,9 @@ class JsonlSource:
             skill=text_of(record, "skill"),
             problem=text_of(record, "problem"),
             picture=None if name is None else picture_beside(self.file, "image", name),
-            options=tuple(self._options(record)),
+            options=tuple(self._options(record, captions)),
             answer=_answer(record.get("answer")),
+            captions=captions,
         )
 
     def _split(self, named: Any) -> str:
@@ -108,7 +114,8 @@ class JsonlSource:
             )
         return str(split)
 
-    def _options(self, record: dict[str, Any]) -> Iterator[str | bytes]:
+    def _options(self, record: dict[str, Any], captions: dict[str, str]) -> Iterator[str | bytes]:
+        """Texts and pictures; the latter's captions are added to the others."""
         options = record.get("options")
         if not isinstance(options, list):
             raise BadField("options", f"is {as_json(options)}; expected a list")
@@ -116,7 +123,9 @@ class JsonlSource:
             name = f"options[{index}]"
             if isinstance(option, str):
                 yield option
-            elif isinstance(option, dict) and option.keys() == {"image"}:
+            elif isinstance(option, dict) and {"image"} <= option.keys() <= {"image", "caption"}:
+                if "caption" in option:
+                    captions[name] = text_of(option, "caption")
                 yield picture_beside(self.file, name, option["image"])
             else:
                 raise BadField(name, f'is {as_json(option)}; expected a text or {{"image": path}}')
@@ -189,7 +198,10 @@ def refuse_misnamed(
         if field in known:
             continue
         meant = other_names.get(field)
-        near = [meant] if meant in missing else difflib.get_close_matches(field, missing, 1, 0.75)
+        if meant is not None and meant not in record:
+            near = [meant]
+        else:
+            near = difflib.get_close_matches(field, missing, 1, 0.75)
         if near:
             raise BadField(field, f"is unknown; did you mean '{near[0]}'?")
 

@@ -42,15 +42,28 @@ class ProblemPicture(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An encoded picture file (PNG, JPEG …) with the hash of its bytes."""
+    """An encoded picture file (PNG, JPEG …) with the hash of its bytes.
+
+    `caption` tells in words what it shows, for who cannot see it; it makes no other picture of it.
+
+    Raises:
+        ClipstemError: if the caption is empty or too long.
+    """
 
     data: bytes = field(repr=False)
     sha256: str
+    caption: str | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.caption is not None and not self.caption.strip():
+            raise ClipstemError("has an empty caption; leave it out")
+        if self.caption and (reason := _too_long(self.caption)):
+            raise ClipstemError(f"has a caption that {reason}")
 
     @classmethod
-    def of(cls, data: bytes) -> Picture:
+    def of(cls, data: bytes, caption: str | None = None) -> Picture:
         """The picture stored in `data`, hashed."""
-        return cls(data, hashlib.sha256(data).hexdigest())
+        return cls(data, hashlib.sha256(data).hexdigest(), caption)
 
 
 @dataclass(frozen=True, slots=True)

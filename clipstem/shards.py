@@ -187,6 +187,9 @@ def encode_sample(key: int, question: Question, suffixes: Sequence[str]) -> byte
         "pictures": {n: p.sha256 for n, p in zip(names, pictures, strict=True)},
         "row": question.row,
     }
+    captions = {n: p.caption for n, p in zip(names, pictures, strict=True) if p.caption}
+    if captions:
+        record["captions"] = captions
     text = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
     members = [_member(f"{key:012d}.json", text)]
     members += [_member(f"{key:012d}.{n}", p.data) for n, p in zip(names, pictures, strict=True)]
@@ -514,9 +517,12 @@ def _question_of(sample: dict[str, Any]) -> Question:
             raise ClipstemError(f"{field} is of another type")
     if not all(isinstance(option, str) for option in record["options"] or ()):
         raise ClipstemError("options are of another type")
+    captions = record.get("captions", {})
+    if type(captions) is not dict or not all(isinstance(it, str) for it in captions.values()):
+        raise ClipstemError("captions are of another type")
 
     def picture(name: str) -> Picture:
-        found = Picture.of(sample[name])
+        found = Picture.of(sample[name], captions.get(name))
         if found.sha256 != record["pictures"][name]:
             raise ClipstemError(f"'{name}' is not the picture that it was")
         return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,10 @@ BATCH_BYTES = 8 * 2**20  # or fewer that are larger
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a source says a question is. Without a `split`, `prepare` chooses one."""
+    """What a source says a question is. Without a `split`, `prepare` chooses one.
+
+    `captions` are those of its pictures, by field: "picture", "options[0]" and so on.
+    """
 
     id: str
     split: str
@@ -41,6 +44,7 @@ class Row:
     picture: bytes | None
     options: tuple[str | bytes, ...]
     answer: int
+    captions: Mapping[str, str]
 
 
 class BadField(Exception):
@@ -103,6 +107,7 @@ class DrawnSource:
                         for option in question.options
                     ),
                     answer=question.answer,
+                    captions={},
                 ),
             )
 
@@ -331,6 +336,7 @@ def _stem_row(
         picture=problem_pic or None,
         options=options,
         answer=_not_null("answer_idx", answer_idx),
+        captions={},
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -178,11 +178,11 @@ def _checked(row: Row, row_number: int, checks: Checks) -> tuple[Question, tuple
     suffixes: list[str] = []
     picture = None
     if row.picture is not None:
-        picture = _picture("picture", row.picture, checks, suffixes)
+        picture = _picture("picture", row.picture, row.captions, checks, suffixes)
     options = tuple(
         _check_text(f"options[{i}]", option)
         if isinstance(option, str)
-        else _picture(f"options[{i}]", option, checks, suffixes)
+        else _picture(f"options[{i}]", option, row.captions, checks, suffixes)
         for i, option in enumerate(row.options)
     )
     if found := invalid_field(row.problem, options, row.answer):
@@ -201,14 +201,19 @@ def _checked(row: Row, row_number: int, checks: Checks) -> tuple[Question, tuple
     return question, tuple(suffixes)
 
 
-def _picture(field: str, data: bytes, checks: Checks, suffixes: list[str]) -> Picture:
+def _picture(
+    field: str, data: bytes, captions: Mapping[str, str], checks: Checks, suffixes: list[str]
+) -> Picture:
+    caption = captions.get(field)
+    if caption is not None:
+        _check_text(field, caption)
     try:
         suffixes.append(check_picture(data, decode=checks.decode))
         if checks.max_image_side:
             data = shrink(data, checks.max_image_side)
+        return Picture.of(data, caption)
     except ClipstemError as error:
         raise BadField(field, str(error)) from None
-    return Picture.of(data)
 
 
 def _check_text(field: str, text: str) -> str:

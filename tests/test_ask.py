@@ -186,6 +186,14 @@ def test_options_that_are_pictures_are_sent_behind_their_letters() -> None:
         render(broken, config_of(pictures=Pictures.send), {})
 
 
+def test_a_files_captions_come_before_the_data_sets() -> None:
+    problem, *options = (Picture.of(image(name), f"a\n {name}") for name in ("png", "gif", "bmp"))
+    asked = Question("q", "s", "g", "k", "Which?", problem, tuple(options))
+    prompt = render(asked, config_of(), {options[1].sha256: "no bitmap"})
+    assert prompt.options == ("a gif", "no bitmap") and not prompt.without_caption
+    assert "Question: Which?\nPicture: a png\n\nA. a gif\nB. no bitmap\n" in str(prompt.content)
+
+
 # ---------------------------------------------------------------------------- whole runs
 
 

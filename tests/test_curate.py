@@ -252,21 +252,21 @@ def near(questions: Fingerprints, a: int, b: int) -> bool:
 
 def test_classes_are_those_of_a_plain_search(tmp_path: Path) -> None:
     questions = replace(
-        small_pictures(60, 3),
-        index=pa.table({"id": [f"q{n}" for n in range(60)]}),
-        text_N=np.arange(60) % 3,
-        picture_N=np.arange(60),
-        start_N=np.arange(61) * 2,
-        option_O=-1 - np.arange(120) % 2,
+        small_pictures(90, 2),
+        index=pa.table({"id": [f"q{n}" for n in range(90)]}),
+        text_N=np.arange(90) % 3,
+        picture_N=np.arange(90),
+        start_N=np.arange(91) * 2,
+        option_O=-1 - np.arange(180) % 2,
     )
     class_N, _ = duplicates.picture_classes(questions)
-    label = list(range(60))
-    for _ in range(60):
-        for a, b in combinations(range(60), 2):
+    label = list(range(90))
+    for _ in range(90):
+        for a, b in combinations(range(90), 2):
             if a % 3 == b % 3 and near(questions, a, b):
                 label[a] = label[b] = min(label[a], label[b])
-    same = {(a, b) for a, b in combinations(range(60), 2) if label[a] == label[b]}
-    assert {(a, b) for a, b in combinations(range(60), 2) if class_N[a] == class_N[b]} == same
+    same = {(a, b) for a, b in combinations(range(90), 2) if label[a] == label[b]}
+    assert {(a, b) for a, b in combinations(range(90), 2) if class_N[a] == class_N[b]} == same
     assert same
 
 

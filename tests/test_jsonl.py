@@ -28,8 +28,8 @@ def test_lines_of_all_kinds_come_through(tmp_path: Path) -> None:
         (folder / "pictures" / f"{i}.bin").write_bytes(encoded(i, name))
     pictures = [{"image": f"pictures/{i}.bin"} for i in range(6)]
     rows = [
-        row(0, image="pictures/0.bin"),
-        row(1, options=pictures[1:3]),
+        row(0, image="pictures/0.bin", caption="A dot."),
+        row(1, options=[pictures[1], {**pictures[2], "caption": "A line."}]),
         row(2, options=pictures[3:6], image="pictures/0.bin", split="valid"),
         row(3, split="validation"),
         row(4, answer=..., split="test", extra={"kept": False}),
@@ -44,6 +44,9 @@ def test_lines_of_all_kinds_come_through(tmp_path: Path) -> None:
         "q4": "test",
     }
     assert found["q4"][1].answer == -1
+    assert {q.id: [p.caption for p in q.pictures] for _, q in found.values()} == {
+        **{"q0": ["A dot."], "q1": [None, "A line."], "q2": [None] * 4, "q3": [], "q4": []}
+    }
     assert [p.data for p in found["q2"][1].pictures] == [
         (folder / "pictures" / f"{i}.bin").read_bytes() for i in (0, 3, 4, 5)
     ]
@@ -94,6 +97,12 @@ BAD_ROWS: list[tuple[dict[str, Any] | bytes, str, str]] = [
     (row(1, split="dev"), "split", 'is "dev"; expected train, valid or test, or a run with split='),
     (row(1, split=...), "split", "is null; expected train, valid or test, or a run with split="),
     (row(1, anwser=1, answer=...), "anwser", "is unknown; did you mean 'answer'?"),
+    (row(1, caption="A dot."), "caption", "is given without an image; expected both"),
+    (row(1, image="ok.png", caption=1), "caption", "is 1; expected a text"),
+    (row(1, image="ok.png", caption=" "), "picture", "has an empty caption; leave it out"),
+    (row(1, image="ok.png", caption="a " * 20_000), "picture", "has a caption that has 40,000"),
+    (row(1, image="ok.png", caption="\ud800"), "picture", "has half of a surrogate pair; expected"),
+    (row(1, image="ok.png", captions="a dot"), "captions", "is unknown; did you mean 'caption'?"),
     (row(1, image=3), "image", "is 3; expected a path"),
     (row(1, image=""), "image", 'is ""; expected a path'),
     (row(1, image="a\0b"), "image", 'is "a\\u0000b"; expected a path'),

@@ -75,7 +75,7 @@ def _caption(path: Path, number: int, line: bytes) -> tuple[str, str]:
                 raise BadField(field, "is missing; expected a text")
             if not isinstance(record[field], str) or not record[field].strip():
                 raise BadField(field, f"is {as_json(record[field])}; expected a text")
-        caption = " ".join(record["caption"].encode(errors="replace").decode().split())
+        caption = _in_a_line(record["caption"])
         if len(caption) > MAX_CHARACTERS:
             raise BadField(
                 "caption", f"has {len(caption):,} characters; expected at most {MAX_CHARACTERS:,}"
@@ -120,10 +120,10 @@ def render(question: Question, config: AskConfig, captions: Mapping[str, str]) -
         raise NotAsked(f"has {len(question.options)} options; there are {len(LETTERS)} letters")
     if config.pictures is Pictures.send and question.pictures:
         return _with_pictures(question, config.instruction)
-    problem = question.picture and captions.get(question.picture.sha256)
+    problem = _caption_of(question.picture, captions) if question.picture else ""
     told = f"\nPicture: {problem}" if problem else ""
     options = tuple(
-        captions.get(option.sha256, "") if isinstance(option, Picture) else option
+        _caption_of(option, captions) if isinstance(option, Picture) else option
         for option in question.options
     )
     if unnamed := options.count(""):
@@ -131,6 +131,15 @@ def render(question: Question, config: AskConfig, captions: Mapping[str, str]) -
     lines = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False))
     content = f"{config.instruction}\n\nQuestion: {question.problem}{told}\n\n{lines}\n\nAnswer:"
     return Prompt(content, options, without_caption=question.picture is not None and not problem)
+
+
+def _caption_of(picture: Picture, captions: Mapping[str, str]) -> str:
+    """The one that the file has, else the data set's, in a line; empty without any."""
+    return captions.get(picture.sha256) or _in_a_line(picture.caption or "")
+
+
+def _in_a_line(caption: str) -> str:
+    return " ".join(caption.encode(errors="replace").decode().split())
 
 
 def _with_pictures(question: Question, instruction: str) -> Prompt:

@@ -29,7 +29,7 @@ INSTRUCTION = (
 class Pictures(Enum):
     """What a language model gets of the pictures."""
 
-    captions = "captions"  # a sentence for each, from a file
+    captions = "captions"  # a sentence for each, from the data set or a file
     send = "send"  # the pictures themselves, for a model that sees
 
 
@@ -52,7 +52,8 @@ class AskConfig:
     pictures: Pictures = Pictures.captions
     """What is told of the pictures: `captions`, or `send` for a model that sees."""
     captions: str | None = None
-    """A file of lines {"picture": <sha256, or a path beside the file>, "caption": <text>}."""
+    """A file of lines {"picture": <sha256, or a path beside the file>, "caption": <text>}, which
+    come before the data set's own captions."""
     questions: int | None = None
     """The most questions to ask, from the split's first (their order is random); null: all."""
     instruction: str = INSTRUCTION

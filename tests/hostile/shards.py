@@ -408,6 +408,11 @@ kinds(
         Refused("options are of another type"),
     ),
     (
+        "record with captions that are no texts",
+        with_sample(first_sample(captions={"option0.png": 7})),
+        Refused("captions are of another type"),
+    ),
+    (
         "record with a problem that is a list",
         with_sample(first_sample(problem=["Which?"])),
         Refused("problem is of another type"),
