@@ -79,7 +79,7 @@ class JsonlSource:
             raise BadField("id", "is empty; expected a text")
         name = record.get("image")
         captions: dict[str, str] = {}
-        if "caption" in record:
+        if record.get("caption") is not None:
             if name is None:
                 raise BadField("caption", "is given without an image; expected both")
             captions["picture"] = text_of(record, "caption")
@@ -124,8 +124,8 @@ class JsonlSource:
             if isinstance(option, str):
                 yield option
             elif isinstance(option, dict) and {"image"} <= option.keys() <= {"image", "caption"}:
-                if "caption" in option:
-                    captions[name] = text_of(option, "caption")
+                if option.get("caption") is not None:
+                    captions[name] = text_of(option, "caption", f"{name}.caption")
                 yield picture_beside(self.file, name, option["image"])
             else:
                 raise BadField(name, f'is {as_json(option)}; expected a text or {{"image": path}}')
@@ -212,17 +212,18 @@ def _record(line: bytes) -> dict[str, Any]:
     return record
 
 
-def text_of(record: Mapping[str, Any], field: str) -> str:
-    """A field that must be there and hold a text.
+def text_of(record: Mapping[str, Any], field: str, name: str = "") -> str:
+    """A field that must be there and hold a text; `name` says where the record stands in another.
 
     Raises:
         BadField: if it is not so.
     """
+    name = name or field
     if field not in record:
-        raise BadField(field, "is missing; expected a text")
+        raise BadField(name, "is missing; expected a text")
     value = record[field]
     if not isinstance(value, str):
-        raise BadField(field, f"is {as_json(value)}; expected a text")
+        raise BadField(name, f"is {as_json(value)}; expected a text")
     return value
 
 

@@ -259,14 +259,17 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with a mark if files differ from it; None outside a checkout.
+    """The checkout's commit, with a mark if files differ from it or if there is code that it does
+    not hold; None outside a checkout.
 
     A wheel installed below some other repository, as in a .venv, is outside.
     """
     here = Path(__file__)
     try:
         _git(here.parent, "ls-files", "--error-unmatch", here.name)
-        return _git(here.parent, "describe", "--always", "--dirty", "--abbrev=40")
+        commit = _git(here.parent, "describe", "--always", "--dirty", "--abbrev=40")
+        untracked = _git(here.parent, "ls-files", "--others", "--exclude-standard", ".", "../conf")
+        return f"{commit.removesuffix('-dirty')}-dirty" if untracked else commit
     except (OSError, subprocess.SubprocessError):
         return None
 

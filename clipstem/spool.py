@@ -206,7 +206,7 @@ def _picture(
 ) -> Picture:
     caption = captions.get(field)
     if caption is not None:
-        _check_text(field, caption)
+        _check_text(f"{field}.caption", caption)
     try:
         suffixes.append(check_picture(data, decode=checks.decode))
         if checks.max_image_side:

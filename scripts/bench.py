@@ -142,8 +142,12 @@ def measure(name: str, size: Size, workers: int, device: torch.device) -> list[d
             print(f"{name}: {title}, {len(questions)} questions", file=sys.stderr)
             dataset = stored(questions, Path(folder) / str(number))
             results += [bench.pictures(title, questions), bench.scoring(title, questions, dataset)]
-            if size.steps and not title.startswith("picture options"):
-                results.append(bench.training(title, questions, dataset))
+            if not size.steps or title.startswith("picture options"):
+                continue
+            if len(questions) <= WARM_UP:
+                print(f"no training: {WARM_UP} steps warm up, and none is left", file=sys.stderr)
+                continue
+            results.append(bench.training(title, questions, dataset))
     return results
 
 
@@ -396,6 +400,7 @@ def in_turns(
     found = {}
     for _ in range(turns):
         for way, prepare in ways.items():
+            loader.give_back_memory()  # so that no way pays for what the one before has left
             work = prepare()
             _wait_for(device)
             started = time.perf_counter()

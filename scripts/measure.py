@@ -130,7 +130,10 @@ def one_of(known: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name in SAME:
         different = {json.dumps(it[name], sort_keys=True) for it in known}
         if len(different) > 1:
-            sys.exit(f"not one {name}, so not one measurement: {' and '.join(sorted(different))}")
+            sys.exit(
+                f"not one {name}, so not one measurement: {' and '.join(sorted(different))}; "
+                "go on where it was begun, or give another --folder"
+            )
     return {name: known[0][name] for name in SAME}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -366,6 +367,8 @@ def with_blocks(text: str) -> str:
     for name, block in blocks().items():
         start, end = f"<!-- measured: {name} -->\n", "<!-- end -->"
         before, _, rest = text.partition(start)
-        _, _, after = rest.partition(end)
+        _, ended, after = rest.partition(end)
+        if not ended:
+            sys.exit(f"README.md: expected {start.strip()!r} and {end!r} behind it; put them back")
         text = f"{before}{start}{block}\n{end}{after}"
     return text

@@ -30,8 +30,8 @@ def test_lines_of_all_kinds_come_through(tmp_path: Path) -> None:
     rows = [
         row(0, image="pictures/0.bin", caption="A dot."),
         row(1, options=[pictures[1], {**pictures[2], "caption": "A line."}]),
-        row(2, options=pictures[3:6], image="pictures/0.bin", split="valid"),
-        row(3, split="validation"),
+        row(2, options=pictures[3:6], image="pictures/0.bin", caption=None, split="valid"),
+        row(3, image=None, caption=None, split="validation"),
         row(4, answer=..., split="test", extra={"kept": False}),
     ]
     dataset = prepared(tmp_path, write_jsonl(folder, rows), tune_fraction=0.0)
@@ -101,7 +101,11 @@ BAD_ROWS: list[tuple[dict[str, Any] | bytes, str, str]] = [
     (row(1, image="ok.png", caption=1), "caption", "is 1; expected a text"),
     (row(1, image="ok.png", caption=" "), "picture", "has an empty caption; leave it out"),
     (row(1, image="ok.png", caption="a " * 20_000), "picture", "has a caption that has 40,000"),
-    (row(1, image="ok.png", caption="\ud800"), "picture", "has half of a surrogate pair; expected"),
+    (row(1, image="ok.png", caption="\ud800"), "picture.caption", "has half of a surrogate pair;"),
+    (
+        row(1, options=[{"image": "ok.png", "caption": 7}, {"image": "ok.png"}]),
+        *("options[0].caption", "is 7; expected a text"),
+    ),
     (row(1, image="ok.png", captions="a dot"), "captions", "is unknown; did you mean 'caption'?"),
     (row(1, image=3), "image", "is 3; expected a path"),
     (row(1, image=""), "image", 'is ""; expected a path'),

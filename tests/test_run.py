@@ -207,6 +207,10 @@ def test_the_commit_is_clipstems_own_and_no_other_repositorys(
     git("add", str(installed))
     git("commit", "--quiet", "--message=ours")
     assert re.fullmatch(r"[0-9a-f]{40}", run.environment()["commit"])
+    new = installed.with_name("new.py")
+    new.touch()
+    assert re.fullmatch(r"[0-9a-f]{40}-dirty", run.environment()["commit"])
+    new.unlink()
     installed.write_text("changed")
     assert re.fullmatch(r"[0-9a-f]{40}-dirty", run.environment()["commit"])
 

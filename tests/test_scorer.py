@@ -72,6 +72,7 @@ def assert_oracle_exact(
         np.testing.assert_allclose(probs_K, expected_K, atol=1e-5, err_msg=question.id)
 
 
+@pytest.mark.slow
 def test_vit_b32_answers_18_questions_as_the_oracle_does(
     b32: tuple[Scorer, Oracle], mixed_data: Path
 ) -> None:

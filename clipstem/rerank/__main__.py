@@ -68,6 +68,7 @@ class Reranked:
         read: the questions.
         slates, judges: of each question.
         fold_Q: the part it is in; `NO_FOLD` where not all of its candidates are known.
+        scorer_Q: a number for whose scores its candidates have.
         overall: the judge that has learnt from all known questions.
         figures: of the known questions.
     """
@@ -76,6 +77,7 @@ class Reranked:
     slates: list[Slate]
     judges: list[Judge]
     fold_Q: Ints
+    scorer_Q: Ints
     overall: Judge
     figures: Figures
 
@@ -95,7 +97,7 @@ def rerank(config: RerankConfig, read: Read) -> Reranked:
     for fold in range(config.folds):  # what would fail, fails before minutes of training
         others = known[fold_Q[known] != fold]
         learn([unscored[q] for q in others], len(systems), group_Q[others])
-    score_KC, facts = _scores(asked, fold_Q, config)
+    score_KC, scorer_Q, facts = _scores(asked, fold_Q, config)
     ends = np.cumsum([len(one.candidates) for one in asked])[:-1]
 
     def seen_by(judge: int) -> list[Slate]:
@@ -115,15 +117,20 @@ def rerank(config: RerankConfig, read: Read) -> Reranked:
         for q in np.flatnonzero(fold_Q == fold):
             slates[q] = here[q]
     judges = [judge_of[int(fold)] for fold in fold_Q]
-    scorer_Q = fold_Q if config.scores is Scores.trained else np.zeros_like(fold_Q)
     measured = Known(
         *([slates[q] for q in known], [judges[q] for q in known]),
         *(group_Q[known], scorer_Q[known]),
         systems,
     )
-    return Reranked(
-        read, slates, judges, fold_Q, overall, _figures(measured, overall, read, config, facts)
-    )
+    notes = _notes(read)
+    if config.scores is Scores.given and len(np.unique(scorer_Q)) > 1:
+        notes.append(
+            "the scores are those of an earlier run, whose scorers have learnt from labels of "
+            "these questions: no judge has seen its own questions' labels, but the scores that it "
+            "has learnt from may have"
+        )
+    said = _figures(measured, overall, read, config, facts, notes)
+    return Reranked(read, slates, judges, fold_Q, scorer_Q, overall, said)
 
 
 def _groups(asked: Sequence[Asked]) -> Ints:
@@ -155,29 +162,36 @@ def _folds(asked: Sequence[Asked], group_Q: Ints, config: RerankConfig) -> Ints:
 
 def _scores(
     asked: Sequence[Asked], fold_Q: Ints, config: RerankConfig
-) -> tuple[Floats | None, dict[str, Any]]:
-    """score_KC, a row for the judge of each fold and one for that of no fold; and whose they are.
+) -> tuple[Floats | None, Ints, dict[str, Any]]:
+    """score_KC, a row for the judge of each fold and one for that of no fold; scorer_Q, whose they
+    are; and what is known of these.
 
-    Given scores have not learnt from these labels, as far as anybody can tell: all rows are equal.
+    Given scores are the same for every judge: what they have learnt from cannot be left out.
     """
+    scorer_Q = np.zeros_like(fold_Q)
     if config.scores is Scores.none:
-        return None, {}
+        return None, scorer_Q, {}
     if config.scores is Scores.given:
         if config.scores_file is not None:
-            score_C = candidates.read_scores(Path(config.scores_file), asked)
+            score_C, scorer_Q = candidates.read_scores(Path(config.scores_file), asked)
         else:
             every = (it.score for one in asked for it in one.candidates)
             score_C = np.array([score for score in every if score is not None])
-        return np.tile(score_C, (config.folds + 1, 1)), {}
+        return np.tile(score_C, (config.folds + 1, 1)), scorer_Q, {}
     from clipstem.rerank import verifier  # torch, only now
 
     with progress_bar("training scorers", verifier.work(asked, fold_Q, config)) as advance:
         scored = verifier.cross_fitted(asked, fold_Q, config, advance)
-    return scored.score_KC, scored.facts
+    return scored.score_KC, fold_Q, scored.facts
 
 
 def _figures(
-    known: Known, overall: Judge, read: Read, config: RerankConfig, facts: dict[str, Any]
+    known: Known,
+    overall: Judge,
+    read: Read,
+    config: RerankConfig,
+    facts: dict[str, Any],
+    notes: list[str],
 ) -> Figures:
     most = max(len(it.system_C) for it in known.slates)
     with progress_bar("best of N", len(sizes(most)) * len(known.slates)) as advance:
@@ -196,7 +210,7 @@ def _figures(
         scores=figures.of_scores(known),
         best_of=best_of,
         weights=figures.weights(overall, known.systems),
-        notes=tuple(_notes(read)),
+        notes=tuple(notes),
         made_by={**run.environment(), "scorer": facts},
     )
 
@@ -256,12 +270,13 @@ def predictions(found: Reranked) -> Predictions:
 def choices(found: Reranked) -> list[dict[str, Any]]:
     """What each method takes of each question, by the candidates' places in their lines.
 
-    `scores` has a number for each candidate of the line, null for those that are left out: another
-    rerank can take them by `scores_file`.
+    `scores` has a number for each candidate of the line, null for those that are left out, and
+    `scorer` says whose they are: another rerank can take them by `scores_file`.
     """
     methods = methods_of(found.slates[0].score_C is not None)
     rows = []
-    for one, numbers, judge in zip(found.read.asked, found.slates, found.judges, strict=True):
+    each = zip(found.read.asked, found.slates, found.judges, found.scorer_Q, strict=True)
+    for one, numbers, judge, scorer in each:
         own = {it: int(choose(it, numbers, numbers.whole_1C, judge)[0]) for it in methods}
         taken = one.candidates[own["mix" if "mix" in own else "mix_without_scores"]]
         scores: list[float | None] = [None] * one.line_candidates
@@ -276,6 +291,7 @@ def choices(found: Reranked) -> list[dict[str, Any]]:
                 "text": taken.text,
                 "choices": {it: one.candidates[place].place for it, place in own.items()},
                 "scores": scores,
+                "scorer": int(scorer),
             }
         )
     return rows

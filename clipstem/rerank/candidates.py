@@ -344,16 +344,21 @@ def _contradictory(question: Asked) -> set[str | None]:
     return _right_finals(question) & wrong
 
 
-def read_scores(file: Path, asked: Sequence[Asked]) -> NDArray[np.float64]:
-    """score_C: the candidates' scores from a file of lines with `id` and `scores`.
+def read_scores(
+    file: Path, asked: Sequence[Asked]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """score_C and scorer_Q: the candidates' scores from a file of lines with `id` and `scores`.
 
     `scores` has a number for each candidate of the question's line; null where it is left out.
+    Where scores are not of one scorer, which cannot be compared, a whole number `scorer` says whose
+    they are.
 
     Raises:
         ClipstemError: naming the first question whose scores are missing or no numbers.
     """
     wanted = {question.id: question for question in asked}
     found: dict[str, list[float]] = {}
+    scorers: dict[str, int] = {}
     for number, line in _lines(file):
         try:
             record = object_of(line, MAX_LINE_BYTES)
@@ -362,6 +367,7 @@ def read_scores(file: Path, asked: Sequence[Asked]) -> NDArray[np.float64]:
                 if id in found:
                     raise BadField("id", f"'{id}' stands in an earlier line too")
                 found[id] = _scores_of(wanted[id], record.get("scores"))
+                scorers[id] = _scorer(record.get("scorer", 0))
         except BadField as bad:
             raise ClipstemError(f"{file}: line {number}: {bad.field} {bad.reason}") from None
     if missing := [id for id in wanted if id not in found]:
@@ -369,7 +375,14 @@ def read_scores(file: Path, asked: Sequence[Asked]) -> NDArray[np.float64]:
             f"{file}: has no scores for {len(missing):,} of {len(wanted):,} questions; the first "
             f"is '{missing[0]}'"
         )
-    return np.array([score for question in asked for score in found[question.id]])
+    score_C = np.array([score for question in asked for score in found[question.id]])
+    return score_C, np.array([scorers[question.id] for question in asked], np.int64)
+
+
+def _scorer(number: Any) -> int:
+    if type(number) is not int or abs(number) >= 2**63:
+        raise BadField("scorer", f"is {as_json(number)}; expected a whole number")
+    return number
 
 
 def _scores_of(question: Asked, scores: Any) -> list[float]:

@@ -292,9 +292,9 @@ def choose(method: str, slate: Slate, member_BC: Flags, judge: Judge) -> Ints:
     candidate with the final answer that most give. best_score: the candidate with the highest
     score. weighted_vote: each votes with its probability of being right by its score. mix: the
     final answer with the highest log-odds, from track records, agreement and, where they tell
-    something (see `learn`), scores; mix_without_scores: without these. Where scores are there, the
-    candidate of the chosen answer that has the highest. Of equals it is always the one that stands
-    first.
+    something (see `learn`), scores; mix_without_scores: without these. Where scores are taken, it
+    is the candidate of the chosen answer that has the highest. Of equals it is always the one that
+    stands first.
     """
     if method == "best_system":
         return _first_best(judge.rate_S[slate.system_C], member_BC)
@@ -310,7 +310,8 @@ def choose(method: str, slate: Slate, member_BC: Flags, judge: Judge) -> Ints:
         weight_BF = judge.mixes[method].log_odds(slate, member_BC)
     final_B = np.where(votes_BF > 0, weight_BF, -np.inf).argmax(axis=1)
     gave_BC = member_BC & (slate.final_C == final_B[:, None])
-    scored = slate.score_C if method in WITH_SCORES else None
+    takes_scores = method in WITH_SCORES and (method != "mix" or judge.mixes[method].with_scores)
+    scored = slate.score_C if takes_scores else None
     return _first_best(np.zeros(len(slate.final_C)) if scored is None else scored, gave_BC)
 
 
