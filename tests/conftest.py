@@ -15,6 +15,7 @@ from clipstem.config import ExportConfig, PrepareConfig, Source, TrainerConfig
 from clipstem.prepare import prepare
 from clipstem.report.__main__ import build
 from clipstem.report.page import Report
+from clipstem.shards import Dataset
 
 # A busy machine is no reason to fail: no test depends on the clock.
 settings.register_profile("without_clock", deadline=None)
@@ -91,3 +92,14 @@ def report_of_two(tmp_path_factory: pytest.TempPathFactory) -> Report:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("made"))
         return build(config(files_of_two_models(), bins=7), MADE)
+
+
+@pytest.fixture(scope="session")
+def lots(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Sixty text questions of two skills, all in `train`."""
+    from curating import data
+    from preparing import row
+
+    folder = tmp_path_factory.mktemp("lots")
+    rows = [row(n, skill=f"s{n % 2}", options=["x", "y", f"z{n}"], answer=n % 3) for n in range(60)]
+    return data(folder, rows)
