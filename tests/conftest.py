@@ -11,7 +11,7 @@ from hypothesis import settings
 from reporting import MADE, config, files_of_two_models
 
 from clipstem.command import model_config
-from clipstem.config import ExportConfig, PrepareConfig, Source, TrainerConfig
+from clipstem.config import ExportConfig, PrepareConfig, RouteConfig, Source, TrainerConfig
 from clipstem.prepare import prepare
 from clipstem.report.__main__ import build
 from clipstem.report.page import Report
@@ -103,3 +103,16 @@ def lots(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("lots")
     rows = [row(n, skill=f"s{n % 2}", options=["x", "y", f"z{n}"], answer=n % 3) for n in range(60)]
     return data(folder, rows)
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[RouteConfig, Path]:
+    """A routing that was written, and its settings."""
+    from routing import of_school, run_route
+
+    from clipstem.route.__main__ import write
+
+    settings = of_school(tmp_path_factory.mktemp("fitted"))
+    routed, made = run_route(settings)
+    write(routed, made, Path(settings.out))
+    return settings, Path(settings.out)
