@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
@@ -11,11 +12,23 @@ from hypothesis import settings
 from reporting import MADE, config, files_of_two_models
 
 from clipstem.command import model_config
-from clipstem.config import ExportConfig, PrepareConfig, RouteConfig, Source, TrainerConfig
+from clipstem.config import (
+    ExportConfig,
+    PrepareConfig,
+    RouteConfig,
+    Source,
+    TrainerConfig,
+    Variant,
+)
 from clipstem.prepare import prepare
 from clipstem.report.__main__ import build
 from clipstem.report.page import Report
 from clipstem.shards import Dataset
+
+if TYPE_CHECKING:  # what only some tests wait for
+    from fastapi.testclient import TestClient
+
+    from clipstem.onnx_scorer import OnnxScorer
 
 # A busy machine is no reason to fail: no test depends on the clock.
 settings.register_profile("without_clock", deadline=None)
@@ -116,3 +129,21 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[RouteConfig, Path]
     routed, made = run_route(settings)
     write(routed, made, Path(settings.out))
     return settings, Path(settings.out)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_bundle: Path) -> OnnxScorer:
+    """What the server scores with."""
+    from clipstem.onnx_scorer import OnnxScorer
+
+    return OnnxScorer(tiny_bundle, TrainerConfig("cpu", workers=0), Variant.fp32)
+
+
+@pytest.fixture(scope="module")
+def client(engine: OnnxScorer) -> Iterator[TestClient]:
+    """Somebody who asks the server, in this process."""
+    from fastapi.testclient import TestClient
+    from serving import app_of
+
+    with TestClient(app_of(engine), "http://localhost") as client:
+        yield client
