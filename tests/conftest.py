@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
 from hypothesis import settings
 from reporting import MADE, config, files_of_two_models
 
+from clipstem import prediction
 from clipstem.command import model_config
 from clipstem.config import (
     ExportConfig,
@@ -29,6 +31,10 @@ if TYPE_CHECKING:  # what only some tests wait for
     from fastapi.testclient import TestClient
 
     from clipstem.onnx_scorer import OnnxScorer
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+from chat_server import ChatServer
 
 # A busy machine is no reason to fail: no test depends on the clock.
 settings.register_profile("without_clock", deadline=None)
@@ -147,3 +153,38 @@ def client(engine: OnnxScorer) -> Iterator[TestClient]:
 
     with TestClient(app_of(engine), "http://localhost") as client:
         yield client
+
+
+@pytest.fixture
+def server() -> Iterator[ChatServer]:
+    """A language model's endpoint."""
+    with ChatServer() as server:
+        yield server
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Dataset:
+    """Questions of all kinds, to ask a language model."""
+    from asking import of_all_kinds
+
+    return of_all_kinds(tmp_path)
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: ChatServer
+) -> Callable[..., prediction.Predictions]:
+    """The verb ask, as it is typed in an empty folder; gives what it wrote."""
+    from asking import arguments
+
+    from clipstem.ask.__main__ import main
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def run(data: Dataset | Path, **values: Any) -> prediction.Predictions:
+        monkeypatch.setattr("sys.argv", ["ask", *arguments(data, server, **values)])
+        main()
+        return prediction.read(Path(values.get("out", "o.parquet")))
+
+    return run
