@@ -25,10 +25,11 @@ from clipstem.config import (
 from clipstem.prepare import prepare
 from clipstem.report.__main__ import build
 from clipstem.report.page import Report
-from clipstem.shards import Dataset
+from clipstem.shards import Dataset, open_dataset
 
 if TYPE_CHECKING:  # what only some tests wait for
     from fastapi.testclient import TestClient
+    from supervising import Case
 
     from clipstem.onnx_scorer import OnnxScorer
 
@@ -64,6 +65,12 @@ def drawn_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         skills=DRAWN_SKILLS, questions_per_skill=counts, workers=1, tune_fraction=0.1
     )
     return once("drawn", lambda out: prepare(replace(config, out=str(out))), tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def dataset(drawn_data: Path) -> Dataset:
+    """The same, opened."""
+    return open_dataset(str(drawn_data))
 
 
 @pytest.fixture(scope="session")
@@ -188,3 +195,11 @@ def run(
         return prediction.read(Path(values.get("out", "o.parquet")))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def case(drawn_data: Path, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A training with labels, teachers and weights."""
+    from supervising import case_of
+
+    return case_of(drawn_data, dataset, tmp_path_factory.mktemp("supervision"))
