@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from training import an_epoch
 
 from clipstem import metrics, prediction, weights
+from clipstem.batches import usable
+from clipstem.config import DistillConfig, TrainConfig
 from clipstem.prediction import Predictions
 from clipstem.shards import Dataset
+from clipstem.supervision import Supervision, supervision
 
 
 @dataclass(frozen=True)
@@ -72,3 +76,44 @@ def teacher(
 def write_weights(path: Path, weight_of: dict[str, float]) -> str:
     weights.write(path, pa.table({"id": list(weight_of), "weight": list(weight_of.values())}))
     return str(path)
+
+
+def found_for(config: TrainConfig, dataset: Dataset) -> Supervision:
+    found = supervision(config, dataset, usable(dataset, "train", answered=False))
+    assert found is not None
+    return found
+
+
+@dataclass(frozen=True)
+class Case:
+    config: TrainConfig
+    teachers: tuple[Teacher, ...]
+    weight_of: dict[str, float]
+
+
+def case_of(drawn_data: Path, dataset: Dataset, folder: Path) -> Case:
+    """Two teachers who share some questions, others have none; half of the labels; weights."""
+    size = dataset.size("train")
+    rng = np.random.default_rng(5)
+    teachers = (
+        teacher(folder / "a.parquet", dataset, np.flatnonzero(rng.random(size) < 0.5).tolist(), 1),
+        teacher(
+            folder / "b.parquet",
+            dataset,
+            np.flatnonzero(rng.random(size) < 0.4).tolist(),
+            2,
+            is_ours=False,
+        ),
+    )
+    ids = dataset.index("train")["id"].to_pylist()
+    weight_of = {id: float(rng.choice([0.0, 0.3, 2.5, 1e-3])) for id in ids[::3]}
+    distill = DistillConfig([str(it.path) for it in teachers], temperature=2.5, weight=0.3)
+    config = an_epoch(
+        drawn_data,
+        folder / "run",
+        distill=distill,
+        labelled_fraction=0.5,
+        weights=write_weights(folder / "w.parquet", weight_of),
+        batch_size=12,
+    )
+    return Case(config, teachers, weight_of)

@@ -1,198 +1,31 @@
-"""A language model as rival: prompts, whole runs against a server, and what stops and goes on."""
+"""A language model as rival: whole runs against a server, what they write, and their settings."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 import random
 import re
-import signal
 import subprocess
 import sys
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from asking import IMAGES, KEY, arguments, config_of, image, refused
 from preparing import encoded, lines, prepared, row, write_jsonl
 
 from clipstem import exam, prediction
-from clipstem.ask.__main__ import main
-from clipstem.ask.prompts import LETTERS, NotAsked, read_captions, render
-from clipstem.config import AskConfig, ExamConfig, Pictures, Verify
-from clipstem.question import ClipstemError, Picture, Question
+from clipstem.config import ExamConfig, Pictures, Verify
+from clipstem.question import ClipstemError
 from clipstem.shards import Dataset, open_dataset
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
-import measure_ask  # noqa: E402
-from chat_server import Answer, Call, ChatServer, completion, error, failing, letter_for  # noqa: E402
-
-KEY = "sk-very-secret-0123456789"
-IMAGES = {f"{number}.png": encoded(number) for number in range(4)}
-CAPTIONS = {"0.png": "a red ball", "1.png": "a blue box", "2.png": "a green tree"}
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Dataset:
-    """Questions of all kinds; the pictures of q3 and q4 have no captions."""
-    folder = tmp_path / "source"
-    folder.mkdir()
-    for name, content in IMAGES.items():
-        (folder / name).write_bytes(content)
-    options = [{"image": "0.png"}, {"image": "1.png"}]
-    rows = [
-        row(0, image="0.png", options=["circle", "square", "star"]),
-        row(1, options=options),
-        row(2, image="2.png", options=options),
-        row(3, image="3.png"),
-        row(4, options=[*options, {"image": "3.png"}]),
-        row(5),
-    ]
-    captions = [{"picture": name, "caption": text} for name, text in CAPTIONS.items()]
-    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, captions)))
-    path = write_jsonl(folder, [{**it, "split": "valid"} for it in rows])
-    return prepared(tmp_path, path)
-
-
-@pytest.fixture
-def server() -> Iterator[ChatServer]:
-    with ChatServer() as server:
-        yield server
-
-
-def questions(data: Dataset) -> dict[str, Question]:
-    return {it.id: it for it in data.read("valid", range(data.size("valid")))}
-
-
-def config_of(**values: Any) -> AskConfig:
-    given: dict[str, Any] = {"data": "d", "split": "valid", "out": "o.parquet"}
-    given |= {"base_url": "http://h/v1", "model_name": "m"}
-    return AskConfig(**{**given, **values})
-
-
-def arguments(data: Dataset | Path, server: ChatServer, **values: Any) -> list[str]:
-    location = data.location if isinstance(data, Dataset) else str(data)
-    given = {"data": location, "split": "valid", "out": "o.parquet", "base_url": server.url}
-    given |= {"model_name": "m", **values}
-    return [f"{name}={value}" for name, value in given.items()]
-
-
-@pytest.fixture
-def run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: ChatServer
-) -> Callable[..., prediction.Predictions]:
-    """The verb, as it is typed in an empty folder; gives what it wrote."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-
-    def run(data: Dataset | Path, **values: Any) -> prediction.Predictions:
-        monkeypatch.setattr("sys.argv", ["ask", *arguments(data, server, **values)])
-        main()
-        return prediction.read(Path(values.get("out", "o.parquet")))
-
-    return run
-
-
-def refused(
-    run: Callable[..., Any], capsys: pytest.CaptureFixture[str], *args: Any, **values: Any
-) -> str:
-    """The one line that a run ends with that exits with 2."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        run(*args, **values)
-    assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith("clipstem ask: ") and said.count("\n") == 1
-    return said.removeprefix("clipstem ask: ").strip()
-
-
-# ---------------------------------------------------------------------------- prompts
-
-
-def test_prompts_have_lettered_options_and_captions(data: Dataset, tmp_path: Path) -> None:
-    captions = read_captions(tmp_path / "source/captions.jsonl")
-    config = config_of(instruction="Choose.")
-    asked = questions(data)
-    prompts = {id: render(asked[id], config, captions) for id in ("q0", "q1", "q2", "q3", "q5")}
-    assert prompts["q0"].content == (
-        "Choose.\n\nQuestion: Which one is it, 0?\nPicture: a red ball\n\n"
-        "A. circle\nB. square\nC. star\n\nAnswer:"
-    )
-    assert prompts["q1"].content == (
-        "Choose.\n\nQuestion: Which one is it, 1?\n\nA. a red ball\nB. a blue box\n\nAnswer:"
-    )
-    assert "Picture: a green tree\n\nA. a red ball" in str(prompts["q2"].content)
-    assert "Picture" not in str(prompts["q3"].content)
-    assert [id for id, it in prompts.items() if it.without_caption] == ["q3"]
-    assert prompts["q1"].options == ("a red ball", "a blue box")
-    with pytest.raises(NotAsked, match="1 of its 3 pictures to choose from have no caption"):
-        render(asked["q4"], config, captions)
-
-
-def test_there_are_as_many_letters_as_there_are() -> None:
-    options = tuple(f"number {number}" for number in range(27))
-    asked = Question("q", "s", "g", "k", "Which?", None, options[:26])
-    assert f"Z. {options[25]}\n" in str(render(asked, config_of(), {}).content)
-    with pytest.raises(NotAsked, match="has 27 options; there are 26 letters"):
-        render(Question("q", "s", "g", "k", "Which?", None, options), config_of(), {})
-
-
-def image(name: str) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (9, 9), "teal").save(buffer, name)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [("png", "png"), ("jpeg", "jpeg"), ("webp", "webp"), ("gif", "gif"), ("bmp", "png"),
-     ("tiff", "png")],
-)  # fmt: skip
-def test_pictures_are_sent_as_what_endpoints_read(name: str, kind: str) -> None:
-    picture = Picture.of(image(name))
-    asked = Question("q", "s", "g", "k", "Which?", picture, ("teal", "red"))
-    prompt = render(asked, config_of(pictures=Pictures.send), {})
-    assert isinstance(prompt.content, list)
-    texts = [part["text"] for part in prompt.content if part["type"] == "text"]
-    assert texts[1:] == ["A. teal", "B. red", "Answer:"] and texts[0].endswith("Question: Which?")
-    (url,) = [part["image_url"]["url"] for part in prompt.content if part["type"] == "image_url"]
-    head, data = url.split(",")
-    assert head == f"data:image/{kind};base64"
-    sent = base64.b64decode(data)
-    assert (sent == picture.data) == (name == kind)
-    with Image.open(io.BytesIO(sent)) as shown:
-        assert shown.size == (9, 9) and shown.format == kind.upper()
-
-
-def test_options_that_are_pictures_are_sent_behind_their_letters() -> None:
-    options = (Picture.of(image("png")), Picture.of(image("jpeg")))
-    asked = Question("q", "s", "g", "k", "Which?", Picture.of(image("webp")), options)
-    prompt = render(asked, config_of(pictures=Pictures.send), {})
-    assert isinstance(prompt.content, list)
-    shown = [part.get("text", "picture") for part in prompt.content]
-    assert shown[1:] == ["picture", "A.", "picture", "B.", "picture", "Answer:"]
-    assert prompt.options == ("", "")
-    broken = Question("q", "s", "g", "k", "Which?", Picture.of(b"<html>"), ("a", "b"))
-    with pytest.raises(NotAsked, match="a picture is not a picture"):
-        render(broken, config_of(pictures=Pictures.send), {})
-
-
-def test_a_files_captions_come_before_the_data_sets() -> None:
-    problem, *options = (Picture.of(image(name), f"a\n {name}") for name in ("png", "gif", "bmp"))
-    asked = Question("q", "s", "g", "k", "Which?", problem, tuple(options))
-    prompt = render(asked, config_of(), {options[1].sha256: "no bitmap"})
-    assert prompt.options == ("a gif", "no bitmap") and not prompt.without_caption
-    assert "Question: Which?\nPicture: a png\n\nA. a gif\nB. no bitmap\n" in str(prompt.content)
-
+from chat_server import Answer, Call, ChatServer, completion, error
 
 # ---------------------------------------------------------------------------- whole runs
 
@@ -377,118 +210,6 @@ def test_without_httpx_the_extra_is_named(
     )
 
 
-# ---------------------------------------------------------------------------- failures
-
-
-def test_one_request_in_five_may_fail(
-    run: Callable[..., prediction.Predictions], drawn_data: Path, server: ChatServer
-) -> None:
-    server.script = failing(0.2)
-    found = run(drawn_data, timeout_seconds=3, concurrency=16)
-    assert len(server.answered) == len(set(server.answered)) == found.provenance["answers"]
-    assert len(server.calls) > len(server.answered)
-    letters = {}
-    for call in server.calls:
-        letters[call.prompt] = json.loads(letter_for(call).body)["choices"][0]["message"]["content"]
-    dataset = open_dataset(str(drawn_data))
-    asked = {it.id: it for it in dataset.read("valid", range(dataset.size("valid")))}
-    for id, choice in zip(found.columns["id"], found.choice_Q, strict=True):
-        prompt = render(asked[id], config_of(), {}).content
-        assert LETTERS[choice] == letters[str(prompt)]
-
-
-def test_few_questions_without_an_answer_are_left_out(
-    run: Callable[..., prediction.Predictions], data: Dataset, server: ChatServer
-) -> None:
-    server.script = lambda call: (
-        error(400, "filtered") if "is it, 3?" in call.prompt else letter_for(call)
-    )
-    found = run(data, max_failed_fraction=0.2)
-    assert sorted(found.columns["id"]) == ["q0", "q5"]
-    reasons = {it["id"]: it["reason"] for it in lines(Path("o.skipped.jsonl"))}
-    assert reasons["q3"] == "no answer: 400 Bad Request: filtered"
-
-
-def test_many_stop_the_run_and_the_next_one_goes_on(
-    run: Callable[..., prediction.Predictions],
-    drawn_data: Path,
-    server: ChatServer,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    server.script = lambda call: letter_for(call) if "legs" in call.prompt else error(422, "no")
-    said = refused(run, capsys, drawn_data, concurrency=1)
-    assert re.fullmatch(
-        rf"{server.url}/chat/completions: 1 requests have no answer, more than "
-        r"max_failed_fraction=0\.01 of all; the last, for question '\S+': 422 .*: no", said
-    )  # fmt: skip
-    assert not Path("o.parquet").exists()
-    before = set(server.answered)
-    server.script = letter_for
-    found = run(drawn_data)
-    assert len(server.answered) == len(set(server.answered)) == found.provenance["answers"]
-    assert before < set(server.answered)
-
-
-def test_an_endpoint_that_only_fails_is_not_asked_for_ever(
-    run: Callable[..., prediction.Predictions],
-    server: ChatServer,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    rows = [row(number, split="valid") for number in range(300)]
-    dataset = prepared(tmp_path, write_jsonl(tmp_path / "source", rows))
-    server.script = lambda _: error(400, "unknown field logprobs")
-    said = refused(run, capsys, dataset, max_failed_fraction=0.9)
-    assert "20 requests have no answer, one after the other; the last, for question" in said
-    assert "400 Bad Request: unknown field logprobs" in said
-    assert len(server.calls) < 40
-
-
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        (error(401, f"Incorrect API key: {KEY}"), "401 Unauthorized (Incorrect API key: <key>)"),
-        (error(404, "no such model"), "404 Not Found (no such model); are base_url and model_name"),
-        (Answer(b"<html>"), "answers with a page, not with JSON"),
-        (Answer(b"", 302, {"Location": "http://elsewhere/"}), "redirects to http://elsewhere/"),
-    ],
-)
-def test_what_all_would_get_stops_the_run_at_once(
-    answer: Answer,
-    message: str,
-    run: Callable[..., prediction.Predictions],
-    drawn_data: Path,
-    server: ChatServer,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("THE_KEY", KEY)
-    server.script = lambda _: answer
-    said = refused(run, capsys, drawn_data, api_key_env="THE_KEY", concurrency=4)
-    assert message in said and KEY not in said
-    assert 1 <= len(server.calls) <= 4
-    assert not Path("o.parquet").exists()
-
-
-def test_what_stops_the_run_does_not_lose_requests_on_their_way(
-    run: Callable[..., prediction.Predictions],
-    drawn_data: Path,
-    server: ChatServer,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    all_are_on_their_way = threading.Barrier(3)
-
-    def script(call: Call) -> Answer:
-        number = all_are_on_their_way.wait(timeout=60)
-        good = letter_for(call)
-        return error(401, "revoked") if number == 0 else replace(good, delay_seconds=0.1 * number)
-
-    server.script = script
-    assert "401 Unauthorized (revoked)" in refused(run, capsys, drawn_data, concurrency=3)
-    assert len(server.calls) == 3
-    assert len(lines(Path("o.answers.jsonl"))) == 1 + len(server.answered) == 3
-
-
 def test_the_key_is_in_nothing_that_is_written_or_printed(
     run: Callable[..., prediction.Predictions],
     data: Dataset,
@@ -509,6 +230,9 @@ def test_the_key_is_in_nothing_that_is_written_or_printed(
     written += b"".join(map(str.encode, capfd.readouterr()))
     written += json.dumps(found.provenance).encode()
     assert b"filtered, <key>" in written and KEY.encode() not in written
+
+
+# ---------------------------------------------------------------------------- what is refused
 
 
 def test_nothing_is_asked_where_nothing_could_be_written(
@@ -542,9 +266,6 @@ def test_a_split_of_which_nothing_is_asked_is_said(
         "valid: none of 1 questions is asked; the first, 'q0': 1 of its 1 pictures to choose from "
         "have no caption"
     )
-
-
-# ---------------------------------------------------------------------------- settings
 
 
 @pytest.mark.parametrize(
@@ -593,98 +314,3 @@ def test_a_key_that_is_none_is_refused_and_not_shown(
     said = refused(run, capsys, data, api_key_env="gsk_0123456789")
     assert said.startswith("conf key 'api_key_env': ") and "gsk" not in said
     assert "naïve" not in said and server.calls == []
-
-
-# ---------------------------------------------------------------------------- stopping
-
-
-WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from clipstem.ask.__main__ import main; "
-"""Starts in a second: where torch is installed, webdataset imports it."""
-
-
-class Gate:
-    """A script that answers some requests, and holds the others until it is opened: those get
-    what comes then."""
-
-    def __init__(self, answered: int, waiting: int, then: Callable[[Call], Answer]) -> None:
-        self.left = answered
-        self.then = then
-        self.waiting = threading.Semaphore(0)
-        self.expected = waiting
-        self.opened = threading.Event()
-        self.lock = threading.Lock()
-
-    def __call__(self, call: Call) -> Answer:
-        with self.lock:
-            self.left -= 1
-            is_held = self.left < 0
-        if is_held and not self.opened.is_set():
-            self.waiting.release()
-            self.opened.wait()
-            return self.then(call)
-        return letter_for(call)
-
-    def wait(self) -> None:
-        """Until all that were to be answered are, and every worker waits for another answer."""
-        for _ in range(self.expected):
-            assert self.waiting.acquire(timeout=60)
-
-
-@pytest.mark.parametrize(
-    ("number", "status", "kept"),
-    [
-        (signal.SIGKILL, -9, 9),
-        (signal.SIGINT, 130, 9),  # twice, so that nobody waits for those on their way
-        (signal.SIGTERM, 75, 12),  # once, and those on their way are waited for
-    ],
-)
-def test_a_run_that_is_stopped_goes_on_without_a_repeated_call(
-    number: signal.Signals,
-    status: int,
-    kept: int,
-    run: Callable[..., prediction.Predictions],
-    drawn_data: Path,
-    server: ChatServer,
-) -> None:
-    """A real process; all that was answered was kept, as each worker waits for another answer."""
-    lost = Answer(b"", 500, is_good=False)
-    then = letter_for if number == signal.SIGTERM else lambda _: lost
-    gate = server.script = Gate(answered=9, waiting=3, then=then)
-    program = [sys.executable, "-c", f"{WITHOUT_TORCH}main()"]
-    words = arguments(drawn_data, server, concurrency=3)
-    with subprocess.Popen(
-        [*program, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        gate.wait()
-        process.send_signal(number)
-        if number != signal.SIGKILL:
-            assert process.stdout is not None
-            assert any("stopping: requests on their way have" in line for line in process.stdout)
-        if number == signal.SIGTERM:
-            gate.opened.set()
-        if number == signal.SIGINT:
-            process.send_signal(number)
-        printed, _ = process.communicate()
-    assert process.returncode == status
-    if number is not signal.SIGKILL:
-        assert f"{kept} answers are kept in o.answers.jsonl: the same command goes on" in printed
-        assert "Traceback" not in printed
-    assert not Path("o.parquet").exists()
-    gate.opened.set()
-    found = run(drawn_data, concurrency=3)
-    assert Counter(server.answered).most_common(1)[0][1] == 1
-    assert len(server.answered) == found.provenance["answers"]
-    assert found.provenance["requests"] == found.provenance["answers"] - kept
-
-
-@pytest.mark.slow
-def test_2000_questions_one_call_in_five_failing_and_a_kill(tmp_path: Path) -> None:
-    figures = measure_ask.measure(tmp_path, questions=2000)
-    assert figures["questions"] == 2000
-    assert figures["predicted"] + figures["left_out"] == 2000 and figures["left_out"] <= 20
-    assert figures["with_faults"]["requests"] > 2300
-    assert figures["with_faults"]["answered"] == figures["without_faults"]["answered"] == 2000
-    # Those whose answer was on its way when the process was killed; nobody can know of them.
-    assert figures["killed"]["answered_twice"] <= figures["concurrency"]
-    assert figures["killed"]["asked_again_though_kept"] == 0
-    assert figures["same_as_asked_without_faults"]

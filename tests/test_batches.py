@@ -27,11 +27,6 @@ from clipstem.shards import Dataset
 SPEC = PictureSpec(size=16)
 
 
-@pytest.fixture(scope="module")
-def dataset(drawn_data: Path) -> Dataset:
-    return shards.open_dataset(str(drawn_data))
-
-
 def batches(dataset: Dataset, order_SN: Any, parts: int = 1, split: str = "valid") -> Batches:
     order = np.asarray(order_SN, np.int64)
     tokenizer = Letters(context_length=120)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_serve import server
+from serving import server
 
 import clipstem
 from clipstem.config import Rule

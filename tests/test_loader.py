@@ -11,17 +11,12 @@ import pytest
 import torch
 from test_batches import all_of, batches, equal, with_a_broken_picture
 
-from clipstem import loader, shards
+from clipstem import loader
 from clipstem.batches import batched
 from clipstem.loader import load
 from clipstem.pairs import PairBatch
 from clipstem.question import ClipstemError
 from clipstem.shards import Dataset
-
-
-@pytest.fixture(scope="module")
-def dataset(drawn_data: Path) -> Dataset:
-    return shards.open_dataset(str(drawn_data))
 
 
 def arrays(batch: PairBatch) -> PairBatch:

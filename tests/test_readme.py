@@ -18,7 +18,7 @@ from cluster import wait_for
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
-from test_serve import server
+from serving import server
 
 from clipstem import config, prediction
 from clipstem.command import check_keys, composed, conf_folder, to_dataclass
