@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from clipstem.atomic import new_folder, refuse_existing
 from clipstem.command import verb
 from clipstem.config import AssembleConfig, ModelConfig, TowerConfig
 from clipstem.question import ClipstemError
+from clipstem.run import ASSEMBLED
+from clipstem.storage import file_sha256
 from clipstem.towers import Towers
 
 PACKAGE = "package:"
@@ -129,6 +132,9 @@ def main(config: AssembleConfig) -> None:
     model = assemble(config)
     with new_folder(out) as partial:
         model.save(partial)
+        # With the hash, what somebody puts in their place later does not pass for them.
+        said = {"file": towers.WEIGHTS_FILE, "sha256": file_sha256(partial / towers.WEIGHTS_FILE)}
+        (partial / ASSEMBLED).write_text(json.dumps(said, indent=2) + "\n")
     millions = sum(value.numel() for value in model.model.parameters()) / 1e6
     print(
         f"{millions:.1f} M parameters in {out}; next: python -m clipstem.train model=open_clip "

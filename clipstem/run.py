@@ -30,6 +30,9 @@ MAY_CHANGE = {"resume", "out", "data", "trainer", "logger"}
 
 MAX_BYTES = 2**24  # of a run.json; a count for each of a million skills has about as many
 
+ASSEMBLED = "assembled.json"
+"""What `assemble` writes beside weights, which no run has made: their `file` and its `sha256`."""
+
 PACKAGES = (
     "clipstem", "torch", "torchvision", "open_clip_torch", "timm", "transformers", "tokenizers",
     "lightning", "onnx", "onnxruntime", "numpy", "numba", "scipy", "scikit-learn",

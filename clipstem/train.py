@@ -171,10 +171,11 @@ def _begin(
 
 def _local_start(model: ModelConfig) -> list[str]:
     """Where the starting weights lie, if that is on this machine."""
-    paths = [Path(model.name.removeprefix(towers.LOCAL_DIR))]
-    if not model.name.startswith(towers.LOCAL_DIR):
-        paths = [Path(model.pretrained)] if model.pretrained is not None else []
-    return [str(path.absolute()) for path in paths if path.exists()]
+    if model.name.startswith(towers.LOCAL_DIR):
+        return [str(Path(model.name.removeprefix(towers.LOCAL_DIR)).absolute())]
+    if model.pretrained is not None and Path(model.pretrained).is_file():  # not a tag
+        return [str(Path(model.pretrained).absolute())]
+    return []
 
 
 def _damage(checkpoint: Path) -> str | None:

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import timm
 import torch
+from curating import with_folds
 from safetensors.torch import save_file
 from test_models import words_tokenizer
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
-from clipstem import towers
-from clipstem.assemble import assemble
+from clipstem import scorer, towers
+from clipstem.assemble import assemble, main
 from clipstem.config import (
     AssembleConfig,
     ModelConfig,
@@ -27,7 +28,10 @@ from clipstem.config import (
     TuneConfig,
     TuneMode,
 )
+from clipstem.curate import unseen
 from clipstem.question import ClipstemError
+from clipstem.run import Run
+from clipstem.shards import open_dataset
 from clipstem.train import train
 
 PICTURE = "test_efficientnet"
@@ -131,6 +135,37 @@ def test_the_head_of_an_assembled_model_learns(
     assert changed and all(
         name.startswith(("visual.head", "text.proj", "logit_scale")) for name in changed
     )
+
+
+def test_folds_may_begin_with_what_assemble_wrote_but_not_with_what_a_run_made_of_it(
+    encoder: Path, drawn_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [f"out={tmp_path / 'mini'}", f"picture.name={PICTURE}", f"text.name={encoder}"]
+    given += ["embed_dim=16", "image_size=32", "context_length=24"]
+    monkeypatch.setattr("sys.argv", ["assemble", *given])
+    main()
+    dataset = open_dataset(str(drawn_data))
+    fold, *_ = with_folds(dataset, tmp_path, folds=2)
+    for name, start in (("first", "mini"), ("second", "copy")):
+        made = train(
+            TrainConfig(
+                data=str(drawn_data),
+                out=str(tmp_path / name),
+                model=ModelConfig(name=f"local-dir:{tmp_path / start}"),
+                trainer=TrainerConfig(device="cpu", workers=0),
+                tune=TuneConfig(mode=TuneMode.head),
+                weights=str(fold),
+                steps=1,
+                batch_size=12,
+            )
+        )
+        shutil.copytree(made.weights, tmp_path / "copy", dirs_exist_ok=True)
+        found = scorer.of_run(made.folder, TrainerConfig(device="cpu", workers=0))
+        found.predict(dataset, "train", 24).write(made.predictions("train"))
+    first, second = (str(Run(tmp_path / it).predictions("train")) for it in ("first", "second"))
+    assert 0 < (unseen.gather([first], dataset, unseen=False).answered_N > 0).mean() < 1
+    with pytest.raises(ClipstemError, match="copy, which may have seen the questions"):
+        unseen.gather([second], dataset, unseen=False)
 
 
 # ---------------------------------------------------------------------------- refusals

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from clipstem.config import CurateConfig
 from clipstem.curate import unseen
 from clipstem.curate.__main__ import curate
 from clipstem.question import ClipstemError
+from clipstem.run import ASSEMBLED
 from clipstem.shards import Dataset
 from clipstem.storage import file_sha256
 
@@ -44,7 +46,7 @@ def a_run(dataset: Dataset, folder: Path, fold: Path | None, **changes: Any) -> 
     facts: dict[str, Any] = {
         "weights_sha256": folder.name,
         "data_sha256": dataset.manifest.data_sha256,
-        "model": "tiny",
+        "start": [],
     }
     if fold is not None:
         facts["supervision"] = {"weights": {"file": str(fold), "sha256": file_sha256(fold)}}
@@ -83,8 +85,8 @@ def test_probabilities_of_several_runs_are_averaged(lots: Dataset, tmp_path: Pat
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no run": ({"provenance": {"run": None}}, "does not say of which run it is"),
-    "run that is gone": ({"provenance": {"run": "gone"}}, "gone/run.json is no file of at most"),
-    "facts in a named pipe": ({"pipe": True}, "run.json is no file of at most"),
+    "run that is gone": ({"provenance": {"run": "gone"}}, "gone/run.json: there is no such file"),
+    "facts in a named pipe": ({"pipe": True}, "run.json: there is no such file"),
     "other weights": ({"provenance": {"weights_sha256": "x"}}, "not of the weights that"),
     "other data of the run": ({"facts": {"data_sha256": "x"}}, "was trained on other data"),
     "no weights file": ({"facts": {"supervision": None}}, "has seen every question of 'train'"),
@@ -101,10 +103,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"facts": {"supervision": {"weights": {"file": "gone", "sha256": "x"}}}},
         "which are not there any more",
     ),
-    "facts of other types": ({"facts": {"model": 3}}, "model is 3; expected a text"),
+    "facts of other types": ({"facts": {"start": 3}}, "start is 3; expected a list"),
+    "a weights file of other types": (
+        {"facts": {"supervision": {"weights": {"file": "FOLD"}}}},
+        "supervision.weights lacks sha256",
+    ),
+    "no word of its start": (
+        {"facts": {"start": None}},
+        "does not say with which weights it began",
+    ),
     "facts that are no JSON": ({"text": "{"}, "is not JSON"),
     "facts that nest deep": ({"text": "[" * 10**5}, "is not JSON"),
-    "facts that are a list": ({"text": "[]"}, "is not an object"),
+    "facts that are a list": ({"text": "[]"}, "is not a JSON object"),
     "other split": ({"provenance": {"split": "valid"}}, "has predictions for 'valid'"),
     "other data": ({"provenance": {"data_sha256": "x"}}, "has predictions for other data"),
     "perturbed": (
@@ -137,30 +147,70 @@ def test_predictions_of_what_was_seen_are_refused(kind: str, lots: Dataset, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_began_with_another_runs_weights_is_refused(
-    lots: Dataset, tmp_path: Path
+def assembled(folder: Path) -> Path:
+    """A folder of weights as `assemble` leaves it."""
+    folder.mkdir()
+    file = folder / "open_clip_model.safetensors"
+    file.write_bytes(folder.name.encode())
+    said = {"file": file.name, "sha256": file_sha256(file)}
+    (folder / ASSEMBLED).write_text(json.dumps(said))
+    return folder
+
+
+def began_with(start: Path, dataset: Dataset, folder: Path) -> unseen.Unseen:
+    """What is taken of a run of a fold that began with these weights."""
+    path = a_run(dataset, folder, with_folds(dataset, folder.parent)[0], start=[str(start)])
+    return unseen.gather([str(path)], dataset, unseen=False)
+
+
+@pytest.mark.parametrize("inside", [".", "open_clip_model.safetensors"])
+def test_weights_that_assemble_wrote_have_seen_nothing(
+    inside: str, lots: Dataset, tmp_path: Path
 ) -> None:
-    fold = with_folds(lots, tmp_path)[0]
-    a_run(lots, tmp_path / "first", None)
-    start = f"local-dir:{tmp_path}/first/weights"
-    (tmp_path / "first/weights").mkdir()
-    path = a_run(lots, tmp_path / "run", fold, model=start)
-    with pytest.raises(ClipstemError, match=r"began with the weights of .*first"):
-        unseen.gather([str(path)], lots, unseen=False)
-    made = tmp_path / "first/weights"
-    (made / "best").mkdir()
-    (made / "open_clip_model.safetensors").touch()
-    for number, inside in enumerate(("best", "open_clip_model.safetensors")):
-        path = a_run(lots, tmp_path / str(number), fold, start=[str(made / inside)])
-        with pytest.raises(ClipstemError, match=r"began with the weights of .*first"):
-            unseen.gather([str(path)], lots, unseen=False)
-    path = a_run(lots, tmp_path / "moved", fold, start=[str(tmp_path / "gone")])
-    with pytest.raises(ClipstemError, match="gone, which is not there any more"):
-        unseen.gather([str(path)], lots, unseen=False)
-    (tmp_path / "assembled").mkdir()
-    a_run(lots, tmp_path / "assembled-run", fold, model=f"local-dir:{tmp_path}/assembled")
-    taken = unseen.gather([str(tmp_path / "assembled-run/train.parquet")], lots, False)
+    made = assembled(tmp_path / "mini").rename(tmp_path / "moved")
+    taken = began_with(made / inside, lots, tmp_path / "run")
     assert (taken.answered_N > 0).sum() == 20
+
+
+TRAINED: dict[str, str] = {
+    "a run's folder": "first/weights",
+    "a run's file": "first/weights/open_clip_model.safetensors",
+    "a copy of the folder": "copy",
+    "a copy of the file": "open_clip_model.safetensors",
+    "a copy of the file beside assembled weights": "mini/tuned.safetensors",
+    "a copy of the file in the place of assembled weights": "overwritten",
+}
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_weights_that_may_have_been_trained_are_refused_wherever_they_lie(
+    kind: str, lots: Dataset, tmp_path: Path
+) -> None:
+    a_run(lots, tmp_path / "first", None)
+    file = tmp_path / "first/weights/open_clip_model.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(b"trained")
+    shutil.copytree(file.parent, tmp_path / "copy")
+    shutil.copy(file, tmp_path)
+    shutil.copy(file, assembled(tmp_path / "mini") / "tuned.safetensors")
+    shutil.copy(file, assembled(tmp_path / "overwritten"))
+    with pytest.raises(ClipstemError, match=rf"{TRAINED[kind]}, which may have seen the questions"):
+        began_with(tmp_path / TRAINED[kind], lots, tmp_path / "run")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"file": "gone", "sha256": "x"}'])
+def test_what_does_not_say_that_assemble_wrote_the_weights_is_refused(
+    content: str, lots: Dataset, tmp_path: Path
+) -> None:
+    made = assembled(tmp_path / "mini")
+    (made / ASSEMBLED).write_text(content)
+    with pytest.raises(ClipstemError, match="which may have seen the questions; runs may begin"):
+        began_with(made, lots, tmp_path / "run")
+
+
+def test_weights_that_are_gone_are_refused(lots: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ClipstemError, match="gone, which is not there any more"):
+        began_with(tmp_path / "gone", lots, tmp_path / "run")
 
 
 def test_a_run_that_has_seen_all_that_it_answers_is_refused(lots: Dataset, tmp_path: Path) -> None:

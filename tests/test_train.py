@@ -23,7 +23,7 @@ from PIL import Image
 from preparing import with_broken_pictures
 from safetensors.torch import load_file
 from torch import Tensor
-from training import an_epoch
+from training import SMALL, an_epoch
 
 from clipstem import prediction, scorer, shards, towers
 from clipstem.batches import NOBODY, Batches
@@ -83,6 +83,33 @@ def test_a_run_records_how_it_was_made(finished: Path, drawn_data: Path) -> None
     assert facts["temperature"] > 0
     assert "supervision" not in facts
     assert "\nsteps: 6\n" in (finished / "config.yaml").read_text()
+
+
+def test_a_run_records_that_it_began_from_scratch(finished: Path) -> None:
+    assert json.loads((finished / "run.json").read_text())["start"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "start"),
+    [
+        ("local-dir:run/weights", None, "run/weights"),
+        ("Small", "run/weights/open_clip_model.safetensors", None),
+    ],
+)
+def test_a_run_records_where_its_starting_weights_lay(
+    name: str,
+    pretrained: str | None,
+    start: str | None,
+    finished: Path,
+    drawn_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "Small", SMALL.architecture)
+    monkeypatch.chdir(finished.parent)
+    model = ModelConfig(name=name, pretrained=pretrained)
+    made = train(training(drawn_data, tmp_path / "run", model=model, steps=1))
+    assert made.facts["start"] == [str(finished.parent / str(start or pretrained))]
 
 
 def test_metrics_have_a_row_for_each_evaluation(finished: Path) -> None:

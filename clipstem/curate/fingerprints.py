@@ -32,6 +32,11 @@ HASH_BYTES = 16  # of a SHA-256: enough that two of 10^9 never meet by chance
 
 NO_PICTURE = -1
 
+SUPERSCRIPTS, SUBSCRIPTS = (  # but for a few of phonetics, which come later
+    "".join(it for it in map(chr, range(0x3200)) if unicodedata.decomposition(it).startswith(kind))
+    for kind in ("<super>", "<sub>")
+)
+
 
 @dataclass(frozen=True)
 class Fingerprints:
@@ -102,8 +107,9 @@ class Fingerprints:
 
 def normalised(text: str) -> str:
     """A text without what does not change its meaning: case, spacing, forms of one letter."""
-    # NFKC alone makes 3² the same as 32.
-    text = re.sub("([₀-₉]+)", r"_\1", re.sub("([⁰¹²³⁴-⁹]+)", r"^\1", text))
+    # NFKC alone makes 3² the same as 32, and 101₂ the same as 1012; CO₂ and CO2 are the same.
+    text = re.sub(f"([{SUPERSCRIPTS}]+)", r"^\1", text)
+    text = re.sub(rf"(?<=\d)(?=[{SUBSCRIPTS}])|(?<=[{SUBSCRIPTS}])(?=\d)", "_", text)
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return re.sub(r"(?<=\W) | (?=\W)", "", plain)
 

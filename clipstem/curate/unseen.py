@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +20,10 @@ from clipstem import facts, prediction, weights
 from clipstem.curate.fingerprints import Ints
 from clipstem.prediction import Predictions
 from clipstem.question import ClipstemError
+from clipstem.run import ASSEMBLED, MAX_BYTES, Run
 from clipstem.shards import Dataset
 from clipstem.storage import file_sha256
 from clipstem.supervision import train_numbers
-
-MAX_BYTES = 2**24  # of a run.json
 
 HOW = (
     "train runs with weights=<a file of python -m clipstem.curate folds=…> and predict split=train "
@@ -137,6 +137,7 @@ class _File:
 @dataclass(frozen=True)
 class _Supervision:
     weights: _File | None
+    teachers: tuple[Any, ...] | None
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,8 @@ class _RunFacts:
 
     weights_sha256: str
     data_sha256: str
-    model: str
     start: tuple[str, ...] | None  # files and folders of this machine; older runs do not say
-    supervision: _Supervision | None
+    supervision: dict[str, Any] | None
 
 
 def _left_out(found: Predictions, path: Path, dataset: Dataset) -> set[str]:
@@ -158,7 +158,15 @@ def _left_out(found: Predictions, path: Path, dataset: Dataset) -> set[str]:
     """
     if not (run := found.provenance.get("run")):
         raise ClipstemError(f"{path}: does not say of which run it is; {HOW}")
-    made = _run_facts(Path(run), path)
+    try:
+        made = Run(Path(run)).facts_as(_RunFacts, start=None, supervision=None)
+        values = {"weights": None, "teachers": None, **(made.supervision or {})}
+        supervision = facts.of_type(_Supervision, values, f"{run}: supervision")
+    except ClipstemError as error:
+        raise ClipstemError(
+            f"{path}: what its run has seen is not known: {error} (a relative path counts from the "
+            f"folder that curation is started in); {HOW}"
+        ) from None
     if made.weights_sha256 != found.provenance.get("weights_sha256"):
         raise ClipstemError(
             f"{path}: is not of the weights that {run} has now; predict split=train again"
@@ -168,10 +176,11 @@ def _left_out(found: Predictions, path: Path, dataset: Dataset) -> set[str]:
             f"{path}: {run} was trained on other data, so that what it has seen of "
             f"{dataset.location} is not known; {HOW}"
         )
-    _refuse_tuned_start(made, path, str(run))
-    if made.supervision is None or made.supervision.weights is None:
+    _refuse_tuned_start(made.start, path, str(run))
+    if supervision.teachers:
+        raise ClipstemError(f"{path}: {run} has teachers, which may have seen the questions; {HOW}")
+    if (given := supervision.weights) is None:
         raise ClipstemError(f"{path}: {run} has seen every question of 'train'; {HOW}")
-    given = made.supervision.weights
     if not Path(given.file).is_file() or file_sha256(Path(given.file)) != given.sha256:
         raise ClipstemError(
             f"{path}: {run} was trained with the weights {given.file}, which are not there any "
@@ -180,45 +189,32 @@ def _left_out(found: Predictions, path: Path, dataset: Dataset) -> set[str]:
     return {id for id, weight in weights.read(Path(given.file)).items() if weight == 0}
 
 
-def _run_facts(folder: Path, path: Path) -> _RunFacts:
-    file = folder / "run.json"
-    try:
-        if not file.is_file() or file.stat().st_size > MAX_BYTES:
-            raise ClipstemError(
-                f"is no file of at most {MAX_BYTES:,} bytes (start from the folder that the run "
-                "was started from)"
-            )
-        values = facts.parse(file.read_bytes())
-        if not isinstance(values, dict):
-            raise ClipstemError("is not an object")
-        values = {"supervision": None, "start": None, **values}
-        if isinstance(values["supervision"], dict):
-            values["supervision"] = {"weights": None, **values["supervision"]}
-            if values["supervision"].get("teachers"):
-                raise ClipstemError("has teachers, which may have seen the questions")
-        made: _RunFacts = facts.of_type(_RunFacts, values)
-    except ClipstemError as error:
-        raise ClipstemError(
-            f"{path}: what its run has seen is not known: {file} {error}; {HOW}"
-        ) from None
-    return made
-
-
-def _refuse_tuned_start(made: _RunFacts, path: Path, run: str) -> None:
-    """Weights that a run has made know what that run has seen."""
-    starts = made.start
+def _refuse_tuned_start(starts: tuple[str, ...] | None, path: Path, run: str) -> None:
+    """Weights that were trained know what they were trained on, wherever they were copied to."""
     if starts is None:
-        is_local = made.model.startswith("local-dir:")
-        starts = (made.model.removeprefix("local-dir:"),) if is_local else ()
+        raise ClipstemError(
+            f"{path}: {run} does not say with which weights it began, because an older clipstem "
+            f"made it, so that what it has seen is not known; {HOW}"
+        )
     for start in map(Path, starts):
         if not start.exists():
             raise ClipstemError(
                 f"{path}: {run} began with the weights {start}, which is not there any more, so "
                 f"that what it has seen is not known; put it back, or {HOW}"
             )
-        for folder in (start.resolve(), *start.resolve().parents):
-            if (folder / "run.json").exists():
-                raise ClipstemError(
-                    f"{path}: {run} began with the weights of {folder}, which may have seen the "
-                    f"questions; {HOW}"
-                )
+        if not _is_assembled(start):
+            raise ClipstemError(
+                f"{path}: {run} began with the weights {start}, which may have seen the questions; "
+                "runs may begin with none, with those of a tag or of the Hub, or with what this "
+                f"clipstem's assemble wrote; {HOW}"
+            )
+
+
+def _is_assembled(start: Path) -> bool:
+    """Whether a file or folder of weights is, byte for byte, what `assemble` wrote."""
+    folder = start if start.is_dir() else start.parent
+    try:
+        made = facts.of_type(_File, facts.load(folder / ASSEMBLED, MAX_BYTES))
+        return file_sha256(folder / made.file if start.is_dir() else start) == made.sha256
+    except (ClipstemError, OSError):
+        return False
