@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import io
 import json
+import os
 import random
 import re
 import signal
@@ -13,8 +15,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from PIL import Image
 from preparing import encoded, lines, prepared, row, write_jsonl
 
 from clipstem import exam, prediction
+from clipstem.ask import asking, endpoint
 from clipstem.ask.__main__ import main
 from clipstem.ask.prompts import LETTERS, NotAsked, read_captions, render
 from clipstem.config import AskConfig, ExamConfig, Pictures, Verify
@@ -134,7 +136,11 @@ def test_prompts_have_lettered_options_and_captions(data: Dataset, tmp_path: Pat
     assert "Picture" not in str(prompts["q3"].content)
     assert [id for id, it in prompts.items() if it.without_caption] == ["q3"]
     assert prompts["q1"].options == ("a red ball", "a blue box")
-    with pytest.raises(NotAsked, match="1 of its 3 pictures to choose from have no caption"):
+    message = (
+        "1 of its 3 pictures to choose from have no caption; give captions=<file>, `caption` in "
+        "the data, or pictures=send"
+    )
+    with pytest.raises(NotAsked, match=re.escape(message)):
         render(asked["q4"], config, captions)
 
 
@@ -243,6 +249,29 @@ def test_a_run_asks_everything_once_and_writes_what_was_said(
         "model": "m", "temperature": 0.0, "max_tokens": 1024}  # fmt: skip
     sat = exam.sit(found, ExamConfig(predictions="o.parquet", repeats=5, questions_per_skill=5))
     assert sat.units
+
+
+def test_the_data_sets_own_captions_are_enough(
+    run: Callable[..., prediction.Predictions], server: ChatServer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for name, content in IMAGES.items():
+        (folder / name).write_bytes(content)
+    shown = [{"image": name, "caption": text} for name, text in CAPTIONS.items()]
+    rows = [
+        row(0, split="valid", **shown[0]),
+        row(1, split="valid", options=shown[:2]),
+        row(2, split="valid", **shown[2], options=shown[:2]),
+    ]
+    found = run(prepared(tmp_path, write_jsonl(folder, rows)))
+    assert sorted(found.columns["id"]) == ["q0", "q1", "q2"] and len(server.calls) == 3
+    made = found.provenance
+    assert (made["captions"], made["without_caption"], made["skipped"]) == (None, 0, 0)
+    prompts = {re.findall(r"is it, (\d)", it.prompt)[0]: it.prompt for it in server.calls}
+    assert "Picture: a red ball\n\nA. this\nB. that\n" in prompts["0"]
+    assert "is it, 1?\n\nA. a red ball\nB. a blue box\n" in prompts["1"]
+    assert "Picture: a green tree\n\nA. a red ball\nB. a blue box\n" in prompts["2"]
 
 
 def test_what_was_answered_is_not_asked_again_and_what_is_changed_is(
@@ -474,17 +503,31 @@ def test_what_stops_the_run_does_not_lose_requests_on_their_way(
     run: Callable[..., prediction.Predictions],
     drawn_data: Path,
     server: ChatServer,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     all_are_on_their_way = threading.Barrier(3)
+    said: list[str] = []
+    is_said = threading.Event()
+
+    def warning(text: str, *values: Any) -> None:
+        said.append(text % values)
+        is_said.set()
 
     def script(call: Call) -> Answer:
-        number = all_are_on_their_way.wait(timeout=60)
-        good = letter_for(call)
-        return error(401, "revoked") if number == 0 else replace(good, delay_seconds=0.1 * number)
+        if all_are_on_their_way.wait(timeout=60) == 0:
+            return error(401, "revoked")
+        assert is_said.wait(timeout=60)
+        return letter_for(call)
 
+    monkeypatch.setattr(asking.log, "warning", warning)
     server.script = script
-    assert "401 Unauthorized (revoked)" in refused(run, capsys, drawn_data, concurrency=3)
+    refusal = refused(run, capsys, drawn_data, concurrency=3)
+    assert "401 Unauthorized (revoked); " in refusal
+    assert said == [
+        f"stopping: {refusal}; 2 requests on their way have 20 s to be answered, and Ctrl-C gives "
+        "them up"
+    ]
     assert len(server.calls) == 3
     assert len(lines(Path("o.answers.jsonl"))) == 1 + len(server.answered) == 3
 
@@ -540,7 +583,7 @@ def test_a_split_of_which_nothing_is_asked_is_said(
     said = refused(run, capsys, prepared(tmp_path, write_jsonl(folder, rows)))
     assert said == (
         "valid: none of 1 questions is asked; the first, 'q0': 1 of its 1 pictures to choose from "
-        "have no caption"
+        "have no caption; give captions=<file>, `caption` in the data, or pictures=send"
     )
 
 
@@ -659,7 +702,8 @@ def test_a_run_that_is_stopped_goes_on_without_a_repeated_call(
         process.send_signal(number)
         if number != signal.SIGKILL:
             assert process.stdout is not None
-            assert any("stopping: requests on their way have" in line for line in process.stdout)
+            stopping = f"stopping: {number.name}; 3 requests on their way have 20 s"
+            assert any(stopping in line for line in process.stdout)
         if number == signal.SIGTERM:
             gate.opened.set()
         if number == signal.SIGINT:
@@ -675,6 +719,58 @@ def test_a_run_that_is_stopped_goes_on_without_a_repeated_call(
     assert Counter(server.answered).most_common(1)[0][1] == 1
     assert len(server.answered) == found.provenance["answers"]
     assert found.provenance["requests"] == found.provenance["answers"] - kept
+
+
+@pytest.fixture
+def given_up(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many requests were on their way when the time that they have was over."""
+    found: list[int] = []
+    give_up = asking.Asking._give_up
+
+    def noted(self: asking.Asking) -> None:
+        found.append(self.endpoint.on_their_way)
+        give_up(self)
+
+    monkeypatch.setattr(asking.Asking, "_give_up", noted)
+    return found
+
+
+def test_a_wrong_key_ends_the_run_though_others_wait_for_their_turn(
+    run: Callable[..., prediction.Predictions],
+    drawn_data: Path,
+    server: ChatServer,
+    given_up: list[int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    server.script = lambda _: error(401, "bad key")
+    said = refused(run, capsys, drawn_data, concurrency=32, requests_per_minute=0.1)
+    assert "401 Unauthorized (bad key)" in said
+    assert len(server.calls) == 1 and given_up == []
+
+
+def test_ctrl_c_waits_for_nothing_where_nothing_is_on_its_way(
+    run: Callable[..., prediction.Predictions],
+    drawn_data: Path,
+    server: ChatServer,
+    given_up: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    waiting: list[float] = []
+
+    async def wait_for(stopped: Coroutine[Any, Any, bool], seconds: float) -> bool:
+        waiting.append(seconds)
+        if len(waiting) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return await asyncio.wait_for(stopped, seconds)
+
+    monkeypatch.setattr(endpoint, "wait_for", wait_for)
+    server.script = lambda _: error(429, "slow down", **{"Retry-After": "100"})
+    with pytest.raises(SystemExit) as ended:
+        run(drawn_data, concurrency=3)
+    assert ended.value.code == 130
+    assert len(server.calls) == 3 and given_up == []
+    assert "stopping" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
