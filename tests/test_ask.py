@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from asking import IMAGES, KEY, arguments, config_of, image, refused
+from asking import CAPTIONS, IMAGES, KEY, arguments, config_of, image, refused
 from preparing import encoded, lines, prepared, row, write_jsonl
 
 from clipstem import exam, prediction
@@ -264,7 +264,7 @@ def test_a_split_of_which_nothing_is_asked_is_said(
     said = refused(run, capsys, prepared(tmp_path, write_jsonl(folder, rows)))
     assert said == (
         "valid: none of 1 questions is asked; the first, 'q0': 1 of its 1 pictures to choose from "
-        "have no caption"
+        "have no caption; give captions=<file>, `caption` in the data, or pictures=send"
     )
 
 
@@ -314,3 +314,26 @@ def test_a_key_that_is_none_is_refused_and_not_shown(
     said = refused(run, capsys, data, api_key_env="gsk_0123456789")
     assert said.startswith("conf key 'api_key_env': ") and "gsk" not in said
     assert "naïve" not in said and server.calls == []
+
+
+def test_the_data_sets_own_captions_are_enough(
+    run: Callable[..., prediction.Predictions], server: ChatServer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for name, content in IMAGES.items():
+        (folder / name).write_bytes(content)
+    shown = [{"image": name, "caption": text} for name, text in CAPTIONS.items()]
+    rows = [
+        row(0, split="valid", **shown[0]),
+        row(1, split="valid", options=shown[:2]),
+        row(2, split="valid", **shown[2], options=shown[:2]),
+    ]
+    found = run(prepared(tmp_path, write_jsonl(folder, rows)))
+    assert sorted(found.columns["id"]) == ["q0", "q1", "q2"] and len(server.calls) == 3
+    made = found.provenance
+    assert (made["captions"], made["without_caption"], made["skipped"]) == (None, 0, 0)
+    prompts = {re.findall(r"is it, (\d)", it.prompt)[0]: it.prompt for it in server.calls}
+    assert "Picture: a red ball\n\nA. this\nB. that\n" in prompts["0"]
+    assert "is it, 1?\n\nA. a red ball\nB. a blue box\n" in prompts["1"]
+    assert "Picture: a green tree\n\nA. a red ball\nB. a blue box\n" in prompts["2"]

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asking import KEY, arguments, config_of, refused
 from preparing import lines, prepared, row, write_jsonl
 
 from clipstem import prediction
+from clipstem.ask import asking, endpoint
 from clipstem.ask.prompts import LETTERS, render
 from clipstem.shards import Dataset, open_dataset
 
@@ -123,17 +126,31 @@ def test_what_stops_the_run_does_not_lose_requests_on_their_way(
     run: Callable[..., prediction.Predictions],
     drawn_data: Path,
     server: ChatServer,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     all_are_on_their_way = threading.Barrier(3)
+    said: list[str] = []
+    is_said = threading.Event()
+
+    def warning(text: str, *values: Any) -> None:
+        said.append(text % values)
+        is_said.set()
 
     def script(call: Call) -> Answer:
-        number = all_are_on_their_way.wait(timeout=60)
-        good = letter_for(call)
-        return error(401, "revoked") if number == 0 else replace(good, delay_seconds=0.1 * number)
+        if all_are_on_their_way.wait(timeout=60) == 0:
+            return error(401, "revoked")
+        assert is_said.wait(timeout=60)
+        return letter_for(call)
 
+    monkeypatch.setattr(asking.log, "warning", warning)
     server.script = script
-    assert "401 Unauthorized (revoked)" in refused(run, capsys, drawn_data, concurrency=3)
+    refusal = refused(run, capsys, drawn_data, concurrency=3)
+    assert "401 Unauthorized (revoked); " in refusal
+    assert said == [
+        f"stopping: {refusal}; 2 requests on their way have 20 s to be answered, and Ctrl-C gives "
+        "them up"
+    ]
     assert len(server.calls) == 3
     assert len(lines(Path("o.answers.jsonl"))) == 1 + len(server.answered) == 3
 
@@ -202,7 +219,8 @@ def test_a_run_that_is_stopped_goes_on_without_a_repeated_call(
         process.send_signal(number)
         if number != signal.SIGKILL:
             assert process.stdout is not None
-            assert any("stopping: requests on their way have" in line for line in process.stdout)
+            stopping = f"stopping: {number.name}; 3 requests on their way have 20 s"
+            assert any(stopping in line for line in process.stdout)
         if number == signal.SIGTERM:
             gate.opened.set()
         if number == signal.SIGINT:
@@ -231,3 +249,55 @@ def test_2000_questions_one_call_in_five_failing_and_a_kill(tmp_path: Path) -> N
     assert figures["killed"]["answered_twice"] <= figures["concurrency"]
     assert figures["killed"]["asked_again_though_kept"] == 0
     assert figures["same_as_asked_without_faults"]
+
+
+@pytest.fixture
+def given_up(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many requests were on their way when the time that they have was over."""
+    found: list[int] = []
+    give_up = asking.Asking._give_up
+
+    def noted(self: asking.Asking) -> None:
+        found.append(self.endpoint.on_their_way)
+        give_up(self)
+
+    monkeypatch.setattr(asking.Asking, "_give_up", noted)
+    return found
+
+
+def test_a_wrong_key_ends_the_run_though_others_wait_for_their_turn(
+    run: Callable[..., prediction.Predictions],
+    drawn_data: Path,
+    server: ChatServer,
+    given_up: list[int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    server.script = lambda _: error(401, "bad key")
+    said = refused(run, capsys, drawn_data, concurrency=32, requests_per_minute=0.1)
+    assert "401 Unauthorized (bad key)" in said
+    assert len(server.calls) == 1 and given_up == []
+
+
+def test_ctrl_c_waits_for_nothing_where_nothing_is_on_its_way(
+    run: Callable[..., prediction.Predictions],
+    drawn_data: Path,
+    server: ChatServer,
+    given_up: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    waiting: list[float] = []
+
+    async def wait_for(stopped: Coroutine[Any, Any, bool], seconds: float) -> bool:
+        waiting.append(seconds)
+        if len(waiting) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return await asyncio.wait_for(stopped, seconds)
+
+    monkeypatch.setattr(endpoint, "wait_for", wait_for)
+    server.script = lambda _: error(429, "slow down", **{"Retry-After": "100"})
+    with pytest.raises(SystemExit) as ended:
+        run(drawn_data, concurrency=3)
+    assert ended.value.code == 130
+    assert len(server.calls) == 3 and given_up == []
+    assert "stopping" not in capsys.readouterr().out

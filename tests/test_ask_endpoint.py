@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -21,7 +21,7 @@ import pytest
 
 from clipstem.ask import endpoint as module
 from clipstem.ask.answers import Reply
-from clipstem.ask.endpoint import Endpoint, Unanswered
+from clipstem.ask.endpoint import Endpoint, Stopped, Unanswered
 from clipstem.config import AskConfig
 from clipstem.question import ClipstemError
 
@@ -39,10 +39,12 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that were waited, by a clock that only waiting moves."""
     waited: list[float] = []
 
-    async def sleep(seconds: float) -> None:
+    async def wait_for(stopped: Coroutine[Any, Any, bool], seconds: float) -> bool:
+        stopped.close()
         waited.append(seconds)
+        raise TimeoutError
 
-    monkeypatch.setattr(module, "sleep", sleep)
+    monkeypatch.setattr(module, "wait_for", wait_for)
     monkeypatch.setattr(module, "monotonic", lambda: 1000.0 + sum(waited))
     return waited
 
@@ -415,3 +417,66 @@ def test_a_word_in_place_of_a_key_is_no_secret(server: ChatServer) -> None:
     server.script = in_turn(Answer(completion("none of these")))
     assert asked(server.url, key="none")[0].text == "none of these"
     assert server.calls[0].headers["Authorization"] == "Bearer none"
+
+
+@pytest.mark.parametrize(
+    ("answer", "values"),
+    [
+        (GOOD, {"requests_per_minute": 0.1}),
+        (error(429, "slow down", **{"Retry-After": "100"}), {}),
+        (error(500, "broken"), {"max_wait_seconds": 600}),
+    ],
+)
+def test_a_stop_ends_every_wait(
+    answer: Answer, values: dict[str, Any], server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 600)
+    server.script = in_turn(answer)
+    endpoint = Endpoint(config_for(server.url, **values), None)
+
+    async def wait_for(stopped: Coroutine[Any, Any, bool], seconds: float) -> bool:
+        assert seconds > 90
+        waiting = asyncio.create_task(asyncio.wait_for(stopped, seconds))
+        for _ in range(3):  # until it waits
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        endpoint.stopping.set()
+        return await waiting
+
+    monkeypatch.setattr(module, "wait_for", wait_for)
+
+    async def run() -> None:
+        async with asyncio.timeout(60), endpoint:
+            for _ in range(2):
+                await endpoint.ask(BODY)
+
+    with pytest.raises(Stopped):
+        asyncio.run(run())
+    assert len(server.calls) == endpoint.requests == 1 and endpoint.on_their_way == 0
+
+
+@pytest.mark.parametrize(
+    "answer", [GOOD, error(500, "broken"), error(429, "again", **{"Retry-After": "0"})]
+)
+def test_a_stop_disturbs_no_request_on_its_way_and_begins_none(
+    answer: Answer, server: ChatServer
+) -> None:
+    endpoint = Endpoint(config_for(server.url), None)
+    replies: list[Reply] = []
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+
+        def script(_: Call) -> Answer:
+            loop.call_soon_threadsafe(endpoint.stopping.set)
+            return answer
+
+        server.script = script
+        async with endpoint:
+            replies.append(await endpoint.ask(BODY))
+            await endpoint.ask(BODY)
+
+    with pytest.raises(Stopped):
+        asyncio.run(run())
+    assert [it.text for it in replies] == (["B"] if answer is GOOD else [])
+    assert len(server.calls) == endpoint.requests == 1 and endpoint.on_their_way == 0

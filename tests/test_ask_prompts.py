@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,11 @@ def test_prompts_have_lettered_options_and_captions(data: Dataset, tmp_path: Pat
     assert "Picture" not in str(prompts["q3"].content)
     assert [id for id, it in prompts.items() if it.without_caption] == ["q3"]
     assert prompts["q1"].options == ("a red ball", "a blue box")
-    with pytest.raises(NotAsked, match="1 of its 3 pictures to choose from have no caption"):
+    message = (
+        "1 of its 3 pictures to choose from have no caption; give captions=<file>, `caption` in "
+        "the data, or pictures=send"
+    )
+    with pytest.raises(NotAsked, match=re.escape(message)):
         render(asked["q4"], config, captions)
 
 

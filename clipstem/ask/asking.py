@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clipstem.ask.answers import Answers, key_of
-from clipstem.ask.endpoint import Endpoint, Unanswered
+from clipstem.ask.endpoint import Endpoint, Stopped, Unanswered
 from clipstem.ask.prompts import NotAsked, read_captions, render
 from clipstem.config import AskConfig
 from clipstem.question import ClipstemError
@@ -70,7 +70,6 @@ class Asking:
     _reason_of: dict[str, str] = field(default_factory=dict)
     _failed_in_a_row: int = 0
     _workers: list[asyncio.Task[None]] = field(default_factory=list)
-    _is_stopping: bool = False
     _failure: Exception | None = None
 
     @classmethod
@@ -87,8 +86,8 @@ class Asking:
     async def run(self, known: Answers, progress: Progress) -> None:
         """Make every request that has no answer yet; `progress` is told of each that has one.
 
-        Where it ends early, requests on their way, which are paid for, have `GRACE_SECONDS` to be
-        answered.
+        Where it ends early, no request begins any more, and those on their way, which are paid for,
+        have `GRACE_SECONDS` to be answered.
 
         Raises:
             ClipstemError: if the endpoint cannot be asked at all, or too often does not answer.
@@ -113,7 +112,7 @@ class Asking:
 
     async def _work(self, jobs: Iterator[Job], known: Answers, progress: Progress) -> None:
         try:
-            while not self._is_stopping and (job := next(jobs, None)) is not None:
+            while not self.endpoint.stopping.is_set() and (job := next(jobs, None)) is not None:
                 try:
                     reply = await self.endpoint.ask(job.body)
                 except Unanswered as reason:
@@ -122,16 +121,27 @@ class Asking:
                     known.add(job.key, job.question, reply)
                     self._failed_in_a_row = 0
                 progress(1)
+        except Stopped:
+            pass  # the next run asks for it
         except Exception as error:
             if self._failure is None:
                 self._failure = error
-            self._stop()
+            self._stop(str(error))
 
-    def _stop(self) -> None:
+    def _stop(self, reason: str) -> None:
         """Begin no further request, and give up those on their way after a while."""
-        if not self._is_stopping:
-            self._is_stopping = True
-            asyncio.get_running_loop().call_later(GRACE_SECONDS, self._give_up)
+        if self.endpoint.stopping.is_set():
+            return
+        self.endpoint.stopping.set()
+        asyncio.get_running_loop().call_later(GRACE_SECONDS, self._give_up)
+        if self.endpoint.on_their_way:
+            log.warning(
+                "stopping: %s; %d requests on their way have %g s to be answered, and Ctrl-C gives "
+                "them up",
+                reason,
+                self.endpoint.on_their_way,
+                GRACE_SECONDS,
+            )
 
     def _give_up(self) -> None:
         for worker in self._workers:
@@ -146,15 +156,10 @@ class Asking:
 
         def stop(number: signal.Signals) -> None:
             came.append(number)
-            if self._is_stopping:
+            if self.endpoint.stopping.is_set():
                 self._give_up()
             else:
-                self._stop()
-                log.warning(
-                    "stopping: requests on their way have %g s to be answered; the same signal "
-                    "again gives them up",
-                    GRACE_SECONDS,
-                )
+                self._stop(number.name)
 
         # Python allows no other thread to listen.
         is_main = threading.current_thread() is threading.main_thread()

@@ -11,9 +11,10 @@ import json
 import math
 import random
 import re
-from asyncio import sleep
+from asyncio import wait_for
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from time import monotonic, time
 from typing import Any
@@ -49,6 +50,10 @@ class Unanswered(ClipstemError):
     """Why one question has no answer."""
 
 
+class Stopped(Exception):
+    """A request was not made (again), because the run is stopping."""
+
+
 class _Fault(Exception):
     """A failure that may pass.
 
@@ -70,13 +75,18 @@ class Endpoint:
     Attributes:
         url: of the requests.
         requests: how many were made, those made again included.
+        on_their_way: how many of them have not come back yet.
         faults: why requests were made again, and how often.
+        stopping: once it is set, no request begins, and nobody waits to make one; those on their
+            way are not disturbed.
     """
 
     def __init__(self, config: AskConfig, key: str | None) -> None:
         self.url = f"{config.base_url.rstrip('/')}/chat/completions"
         self.requests = 0
+        self.on_their_way = 0
         self.faults: Counter[str] = Counter()
+        self.stopping = asyncio.Event()
         self._config = config
         # What stands in for a key where none is needed ("none", "x") is no secret, but a word.
         self._secret = key if key is not None and len(key) >= LEAST_KEY else None
@@ -113,6 +123,7 @@ class Endpoint:
         Raises:
             Unanswered: if this request fails for good; others may not.
             ClipstemError: if every other one would fail too.
+            Stopped: if `stopping` is set before it is made, or made again.
         """
         for attempt in range(self._config.max_retries + 1):
             await self._turn()
@@ -129,9 +140,15 @@ class Endpoint:
         raise Unanswered(f"{self._config.max_retries + 1} tries, the last: {last}")
 
     async def _turn(self) -> None:
-        """Wait until a request may be made, at the rate that is allowed."""
-        while (wait_seconds := self._open_at - monotonic()) > 0:
-            await sleep(wait_seconds)
+        """Wait until a request may be made, at the rate that is allowed.
+
+        Raises:
+            Stopped: if none may be made any more.
+        """
+        while not self.stopping.is_set() and (wait_seconds := self._open_at - monotonic()) > 0:
+            await self._pause(wait_seconds)
+        if self.stopping.is_set():
+            raise Stopped
         if self._config.requests_per_minute is not None:
             self._open_at = monotonic() + 60 / self._config.requests_per_minute
 
@@ -144,7 +161,7 @@ class Endpoint:
         longest = self._config.max_wait_seconds
         ours = min(longest, FIRST_WAIT_SECONDS * 2**attempt)
         if wait_seconds is None:
-            await sleep(ours * random.uniform(0.5, 1))
+            await self._pause(ours * random.uniform(0.5, 1))
             return
         if wait_seconds > longest:
             raise ClipstemError(
@@ -153,10 +170,16 @@ class Endpoint:
             )
         self._open_at = max(self._open_at, monotonic() + wait_seconds)
         if attempt > 0:
-            await sleep(wait_seconds + ours * random.random())
+            await self._pause(wait_seconds + ours * random.random())
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait so long, or until `stopping` is set."""
+        with suppress(TimeoutError):
+            await wait_for(self.stopping.wait(), seconds)
 
     async def _once(self, body: Mapping[str, Any]) -> Reply:
         self.requests += 1
+        self.on_their_way += 1
         try:
             async with asyncio.timeout(self._config.timeout_seconds):
                 return await self._completion(body)
@@ -171,6 +194,8 @@ class Endpoint:
             raise _Fault("cannot be reached", self._clean(str(error))) from None
         except httpx.HTTPError as error:
             raise _Fault("connection lost", self._clean(str(error))) from None
+        finally:
+            self.on_their_way -= 1
 
     async def _completion(self, body: Mapping[str, Any]) -> Reply:
         content = json.dumps(body).encode()

@@ -127,7 +127,10 @@ def render(question: Question, config: AskConfig, captions: Mapping[str, str]) -
         for option in question.options
     )
     if unnamed := options.count(""):
-        raise NotAsked(f"{unnamed} of its {len(options)} pictures to choose from have no caption")
+        raise NotAsked(
+            f"{unnamed} of its {len(options)} pictures to choose from have no caption; give "
+            "captions=<file>, `caption` in the data, or pictures=send"
+        )
     lines = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False))
     content = f"{config.instruction}\n\nQuestion: {question.problem}{told}\n\n{lines}\n\nAnswer:"
     return Prompt(content, options, without_caption=question.picture is not None and not problem)
