@@ -32,7 +32,7 @@ from clipstem.tokens import Layout, Tokens
 
 FORMAT_VERSION = 1
 MAX_CONTEXT = 65_536  # tokens
-MAX_BYTES = 2**20  # of a bundle.json; ours have a thousandth of it
+MAX_BYTES = 2**24  # of a bundle.json; it has a count for each skill, as a run.json does
 BUNDLE_FILE, TOKENIZER_FILE = "bundle.json", "tokenizer.json"
 PICTURE_GRAPH, TEXT_GRAPH = "picture.onnx", "text.onnx"
 

@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 from chat_server import ChatServer
 
 # A busy machine is no reason to fail: no test depends on the clock.
-settings.register_profile("without_clock", deadline=None)
+settings.register_profile("without_clock", deadline=None, max_examples=50)
 settings.load_profile("without_clock")
 
 DRAWN_SKILLS = ["weather", "count-the-legs", "mixing-screen-lights", "name-the-shape"]

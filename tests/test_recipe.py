@@ -184,7 +184,7 @@ EVERYTHING = TuneConfig(
 def test_a_resumed_run_with_everything_on_is_bit_identical(
     drawn_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"accumulate": 2, "trainer": TrainerConfig(device="cpu", workers=1)}
+    settings = {"accumulate": 2}
     whole = train(small(drawn_data, tmp_path / "whole", EVERYTHING, **settings))
     step_of = Learner.training_step
 

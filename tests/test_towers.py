@@ -151,6 +151,20 @@ def test_a_model_has_our_quick_gelu_alone() -> None:
     assert towers.InPlaceQuickGELU in kinds and QuickGELU not in kinds
 
 
+def test_graphs_have_our_attention_and_the_model_its_own_again(tiny: Towers) -> None:
+    own = [block.attn for block in tiny.model.visual.transformer.resblocks]
+    pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = tiny.model.encode_image(pixels)
+        with pytest.raises(ZeroDivisionError), towers.attention_for_graphs(tiny):
+            kinds = {type(it.attn) for it in tiny.model.visual.transformer.resblocks}
+            found = tiny.model.encode_image(pixels)
+            raise ZeroDivisionError
+    assert torch.nn.MultiheadAttention not in kinds
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert [block.attn for block in tiny.model.visual.transformer.resblocks] == own
+
+
 def test_the_pictures_fit_is_stored_with_the_weights(tmp_path: Path) -> None:
     config = model_config("tiny")
     config.picture_fit = PictureFit.pad

@@ -181,13 +181,13 @@ def test_a_resumed_run_is_bit_identical_to_one_that_was_not_stopped(
             raise ConnectionError("the power fails")
         return step_of(self, batch, number)
 
-    config = training(drawn_data, tmp_path / "run")
+    with_worker = {"trainer": TrainerConfig(device="cpu", workers=1)}
     with monkeypatch.context() as patched:
         patched.setattr(Learner, "training_step", stop_at_step_5)
         with pytest.raises(ConnectionError):
-            train(config)
+            train(training(drawn_data, tmp_path / "run", **with_worker))
     assert not (tmp_path / "run" / "DONE").exists()
-    train(training(drawn_data, tmp_path / "run", resume=True))
+    train(training(drawn_data, tmp_path / "run", resume=True, **with_worker))
     for name, value in weights_of(finished).items():
         assert torch.equal(value, weights_of(tmp_path / "run")[name]), name
 

@@ -79,8 +79,8 @@ kinds(
     ),
     (
         "bundle.json that is too long",
-        rewrite("bundle.json", lambda data: data + b" " * 2**20),
-        Refused("has more than 1,048,576 bytes"),
+        rewrite("bundle.json", lambda data: data + b" " * 2**24),
+        Refused("has more than 16,777,216 bytes"),
     ),
     ("bundle of a later format", fact(format_version=99), Refused("has format 99")),
     ("bundle without hashes", fact(sha256={}), Refused("is not the file that was exported")),
