@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import os
 import signal
 import threading
@@ -75,7 +74,6 @@ def load(
 def give_back_memory() -> None:
     """Return to the system what this process has freed: after a fork, each page that is written to
     would be copied, also of memory that nobody uses, which a training on a CPU has gigabytes of."""
-    gc.collect()
     with contextlib.suppress(AttributeError, OSError):  # another C library than GNU's
         ctypes.CDLL(None).malloc_trim(0)
 

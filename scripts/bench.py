@@ -240,6 +240,7 @@ class Bench:
                 yield (loss.listwise(logits_QK, there.answer_Q) * there.weight_Q).sum()
 
         def open_clip() -> Work:
+            loader.give_back_memory()  # as ours does, before its worker starts
             towers = copy.deepcopy(self.theirs).train()
             shown = [questions[number] for number in order]
             peer = OpenClip(towers, shown, self.device, count, self.workers)
@@ -400,7 +401,6 @@ def in_turns(
     found = {}
     for _ in range(turns):
         for way, prepare in ways.items():
-            loader.give_back_memory()  # so that no way pays for what the one before has left
             work = prepare()
             _wait_for(device)
             started = time.perf_counter()
