@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
-# Tests side by side, a thread each: on small models two threads are no faster than one.
-PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal
+# Tests side by side, a thread each: on small models two threads are no faster than one. One more
+# than there are cores, because some tests wait for processes that they have started.
+PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest --dist worksteal --maxprocesses 4 \
+	-n $$(($$(getconf _NPROCESSORS_ONLN) + 1))
 
 .PHONY: install quickstart test check slow browser slurm
 

@@ -325,7 +325,7 @@ def _block(block: Any, x_RTW: Tensor, may_look_R1TT: Tensor) -> Tensor:
 
 
 def _attention(
-    attention: nn.MultiheadAttention, x_RTW: Tensor, may_look_R1TT: Tensor | None
+    attention: nn.MultiheadAttention | _SplitAttention, x_RTW: Tensor, may_look_R1TT: Tensor | None
 ) -> Tensor:
     """A module's attention of rows to themselves.
 
@@ -333,43 +333,53 @@ def _attention(
     twentieth of the picture tower's time less.
     """
     rows, tokens, width = x_RTW.shape
-    weights = attention.in_proj_weight.chunk(3)
-    biases = attention.in_proj_bias.chunk(3)
+    if isinstance(attention, _SplitAttention):
+        thirds = list(zip(attention.weights, attention.biases, strict=True))
+    else:
+        weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
+        thirds = list(zip(weights, biases, strict=True))
     query, key, value = (
         F.linear(x_RTW, weight, bias).view(rows, tokens, attention.num_heads, -1).transpose(1, 2)
-        for weight, bias in zip(weights, biases, strict=True)
+        for weight, bias in thirds
     )
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=may_look_R1TT)
     return attention.out_proj(out.transpose(1, 2).reshape(rows, tokens, width))
 
 
-class _SelfAttention(nn.Module):
-    """Stands where open_clip's blocks call `nn.MultiheadAttention` without a mask."""
+class _SplitAttention(nn.Module):
+    """`nn.MultiheadAttention` whose weights for query, key and value are one each, on the same
+    memory: in a graph they stay constants, which can be quantised."""
 
-    def __init__(self, attention: nn.MultiheadAttention) -> None:
+    def __init__(self, whole: nn.MultiheadAttention) -> None:
         super().__init__()
-        self.attention = attention
+        self.num_heads, self.out_proj = whole.num_heads, whole.out_proj
+        self.weights = nn.ParameterList(whole.in_proj_weight.detach().chunk(3))
+        self.biases = nn.ParameterList(whole.in_proj_bias.detach().chunk(3))
 
     def forward(self, x_RTW: Tensor, *_: Tensor, **__: object) -> tuple[Tensor, None]:
-        return _attention(self.attention, x_RTW, None), None
+        """As open_clip's vision transformer calls it: without a mask."""
+        return _attention(self, x_RTW, None), None
 
 
 @contextmanager
 def attention_for_graphs(towers: Towers) -> Iterator[None]:
-    """Meanwhile a vision transformer's blocks attend as the packed text tower's do.
+    """Meanwhile the blocks that are ours to run, or that have no mask, attend in three products.
 
     The exporter writes `nn.MultiheadAttention` as twice as many nodes.
     """
-    visual = towers.model.visual
-    blocks = visual.transformer.resblocks if isinstance(visual, VisionTransformer) else []
-    own = [block for block in blocks if isinstance(block.attn, nn.MultiheadAttention)]
-    for block in own:
-        block.attn = _SelfAttention(block.attn)
+    visual, blocks = towers.model.visual, []
+    if isinstance(visual, VisionTransformer):
+        blocks += visual.transformer.resblocks
+    if towers.tokenizer.layout is Layout.PACKED:
+        blocks += text_tower(towers.model).transformer.resblocks
+    own = [(it, it.attn) for it in blocks if isinstance(it.attn, nn.MultiheadAttention)]
+    for block, attention in own:
+        block.attn = _SplitAttention(attention)
     try:
         yield
     finally:
-        for block in own:
-            block.attn = block.attn.attention
+        for block, attention in own:
+            block.attn = attention
 
 
 def _project(tower: Any, x_UW: Tensor) -> Tensor:

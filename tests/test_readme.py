@@ -14,7 +14,6 @@ from typing import Any
 
 import httpx
 import pytest
-from cluster import wait_for
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
@@ -23,8 +22,6 @@ from serving import server
 from clipstem import config, prediction
 from clipstem.command import check_keys, composed, conf_folder, to_dataclass
 from clipstem.shards import open_dataset
-from clipstem.submit import standings
-from clipstem.sweep import State, Sweep
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -115,8 +112,6 @@ def shrunk(verb: str, overrides: list[str]) -> list[str]:
         return [*overrides, "folds=3", "repeats=20"]
     if verb == "rerank":
         return [*overrides, "questions=24", "epochs=1", "folds=3"]
-    if verb == "submit":
-        return [*overrides, "where=local"]
     return overrides
 
 
@@ -180,14 +175,6 @@ def bring_questions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bring_stem(folder, monkeypatch)
 
 
-def bring_sweeps(folder: Path) -> None:
-    """The README's sweeps with a task each: one of the trainings, and all of its predictions."""
-    (folder / "scripts" / "sweeps").mkdir(parents=True)
-    for name, kept, changes in (("lr", "lr_1e-3", STEPS), ("predict", "part=1", ["parts=1"])):
-        (line,) = (line for line in tasks_of(ROOT / f"scripts/sweeps/{name}.txt") if kept in line)
-        (folder / f"scripts/sweeps/{name}.txt").write_text(" ".join([line, *changes]))
-
-
 def bring_quickstart(monkeypatch: pytest.MonkeyPatch) -> None:
     """What `make quickstart` leaves: questions, and the tool that hard ones are deferred to."""
     prepare = "python -m clipstem.prepare +drawn=quickstart out=shards/quickstart"
@@ -195,19 +182,6 @@ def bring_quickstart(monkeypatch: pytest.MonkeyPatch) -> None:
     run_shrunk("python -m clipstem.train +experiment=quickstart", monkeypatch)
     predict = "python -m clipstem.predict run=runs/quickstart data=shards/quickstart split=test"
     run_shrunk(predict, monkeypatch)
-
-
-def run_submit(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run it, and wait for the tasks that it has started; none of them fails."""
-    if " retry " in command:
-        with pytest.raises(SystemExit):
-            run_shrunk(command, monkeypatch)
-        return
-    run_shrunk(command, monkeypatch)
-    if " verb=" in command:
-        (name,) = re.findall(r"tasks=scripts/sweeps/(\w+)\.txt", command)
-        made = Sweep(Path("sweeps", name).absolute())
-        wait_for(lambda: all(it.state is State.finished for it in standings(made)), command)
 
 
 def ask_the_stand_in(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,15 +201,11 @@ def test_the_readmes_commands_run_in_their_order(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     bring_questions(tmp_path, monkeypatch)
-    bring_sweeps(tmp_path)
     commands = readme_commands()
     assert len(commands) == 44
     for command in commands:
-        if ".serve " in command:
-            continue  # it runs until it is told to end: below
-        if ".submit " in command:
-            run_submit(command, monkeypatch)
-            continue
+        if ".serve " in command or ".submit " in command:
+            continue  # the one runs until it is told to end: below; the other in test_slurm.py
         if ".ask " in command:
             ask_the_stand_in(command, monkeypatch)
             continue
@@ -245,12 +215,10 @@ def test_the_readmes_commands_run_in_their_order(
             (tmp_path / "runs/first/DONE").unlink()
         run_shrunk(command, monkeypatch)
     made = {path.name for path in (tmp_path / "runs").iterdir()}
-    trained = {"careful", "two", "first", "lr_1e-3", "mini", "vit_b32", "quickstart", "student"}
+    trained = {"careful", "two", "first", "mini", "vit_b32", "quickstart", "student"}
     assert made == {*trained, "fast", "fold-1", "curated", "rerank", "reranked"}
     assert (tmp_path / "routes/fast/predictions.parquet").is_file()
     assert (tmp_path / "routes/to_ask/decisions.parquet").is_file()
-    assert (tmp_path / "sweeps/lr/results.csv").is_file()
-    assert (tmp_path / "sweeps/predict/predictions.parquet").is_file()
     assert (tmp_path / "preds.txt").is_file()
     assert (tmp_path / "runs/first/exam/exam.json").is_file()
     assert (tmp_path / "report/report.html").is_file()

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import cluster
 import numpy as np
 import psutil
 import pytest
+import test_readme as readme
 from cluster import wait_for
 
 from clipstem import prediction, shards
@@ -33,7 +36,8 @@ pytestmark = [
 ]
 
 STEPS = 240  # so many that a fast machine is not done before the test has acted
-SCRIPTS = sorted((Path(__file__).parent.parent / "scripts").glob("*.sbatch"))
+SCRIPTS = sorted((readme.ROOT / "scripts").glob("*.sbatch"))
+SWEEPS = readme.ROOT / "scripts" / "sweeps"
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +105,7 @@ def test_a_sweep_survives_preemption_and_a_killed_task(folder: Path, drawn_data:
     # ---- only that one is started again
     submit("retry", "tasks=rates.txt", "sbatch=[--partition low]")
     assert sweep.submissions[-1].tasks == (killed,)
-    wait_for(lambda: all(it.state is State.finished for it in standings(sweep)), "every end")
+    wait_for(partial(is_finished, sweep), "every end")
     attempts = {number: len(sweep.attempts(number)) for number in runs}
     untouched = next(number for number in runs if number not in (preempted, killed))
     assert attempts == {preempted: 2, killed: 2, untouched: 1}
@@ -117,13 +121,47 @@ def test_a_sweep_survives_preemption_and_a_killed_task(folder: Path, drawn_data:
     merges_a_prediction(drawn_data, runs[untouched].folder)
 
 
+def test_the_readmes_sweeps_run_in_their_order(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a task each: one of the trainings, and all of its predictions."""
+    (folder / "scripts" / "sweeps").mkdir(parents=True)
+    for name, kept, changes in (
+        ("lr", "lr_1e-3", readme.STEPS),
+        ("predict", "part=1", ["parts=1"]),
+    ):
+        (line,) = (it for it in readme.tasks_of(SWEEPS / f"{name}.txt") if kept in it)
+        (folder / f"scripts/sweeps/{name}.txt").write_text(" ".join([line, *changes]))
+    readme.run_shrunk(
+        "python -m clipstem.prepare +drawn=quickstart out=shards/quickstart", monkeypatch
+    )
+    commands = [it for it in readme.readme_commands() if ".submit " in it]
+    assert len(commands) == 6
+    for command in commands:
+        if " retry " in command:  # where none has failed
+            with pytest.raises(SystemExit):
+                readme.run_shrunk(command, monkeypatch)
+            continue
+        readme.run_shrunk(command, monkeypatch)
+        if " verb=" in command:
+            (name,) = re.findall(r"tasks=scripts/sweeps/(\w+)\.txt", command)
+            made = Sweep(Path("sweeps", name).absolute())
+            wait_for(partial(is_finished, made), command)
+    assert (folder / "sweeps/lr/results.csv").is_file()
+    assert (folder / "sweeps/predict/predictions.parquet").is_file()
+
+
+def is_finished(sweep: Sweep) -> bool:
+    return all(it.state is State.finished for it in standings(sweep))
+
+
 def merges_a_prediction(data: Path, run: Path) -> None:
     """Three parts in an array are, merged, what one process predicts."""
     lines = [f"run={run} data={data} split=valid part={part} parts=3" for part in (1, 2, 3)]
     Path("parts.txt").write_text("\n".join(lines))
     submit("verb=predict", "tasks=parts.txt", "at_once=2")
     sweep = Sweep(Path("sweeps/parts").absolute())
-    wait_for(lambda: all(it.state is State.finished for it in standings(sweep)), "every part")
+    wait_for(partial(is_finished, sweep), "every part")
     submit("merge", "tasks=parts.txt")
     merged = prediction.read(sweep.folder / "predictions.parquet")
     on_cpu = TrainerConfig(device="cpu", workers=0)

@@ -152,17 +152,23 @@ def test_a_model_has_our_quick_gelu_alone() -> None:
 
 
 def test_graphs_have_our_attention_and_the_model_its_own_again(tiny: Towers) -> None:
-    own = [block.attn for block in tiny.model.visual.transformer.resblocks]
+    blocks = [*tiny.model.visual.transformer.resblocks, *tiny.model.transformer.resblocks]
+    own, names = [block.attn for block in blocks], list(tiny.state_dict())
     pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    packed = as_tensors(pack(join(QUESTION, OPTIONS, tiny.tokenizer)))
+
+    def both() -> list[torch.Tensor]:
+        return [tiny.model.encode_image(pixels), tiny.encode_texts(packed)]
+
     with torch.inference_mode():
-        expected = tiny.model.encode_image(pixels)
+        expected = both()
         with pytest.raises(ZeroDivisionError), towers.attention_for_graphs(tiny):
-            kinds = {type(it.attn) for it in tiny.model.visual.transformer.resblocks}
-            found = tiny.model.encode_image(pixels)
+            kinds = {type(block.attn) for block in blocks}
+            found = both()
             raise ZeroDivisionError
     assert torch.nn.MultiheadAttention not in kinds
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    assert [block.attn for block in tiny.model.visual.transformer.resblocks] == own
+    assert [block.attn for block in blocks] == own and list(tiny.state_dict()) == names
 
 
 def test_the_pictures_fit_is_stored_with_the_weights(tmp_path: Path) -> None:
