@@ -369,12 +369,10 @@ def test_routing_reaches_what_it_promises() -> None:
 
 
 def test_curation_reaches_what_it_promises() -> None:
-    """But for the near-duplicates' precision, which misses its 0.99: see the lab book."""
     found = measured("curate")
     faults, noise = found["faults"], found["noise"]
-    assert min(faults["leaks"]["precision"], *(faults[it]["recall"] for it in KINDS)) >= 0.99
-    assert faults["duplicates"]["precision"] > 0.98
-    assert faults["labels"]["on_learnt_skills"]["precision"] >= 0.99
+    assert min(faults[kind][rate] for kind in KINDS for rate in ("precision", "recall")) >= 0.99
+    assert min(faults["labels"]["on_learnt_skills"][it] for it in ("precision", "recall")) >= 0.8
     assert noise["clean"] > noise["weighted"] > noise["noisy"] and noise["regained"] > 0.5
 
 
