@@ -352,6 +352,8 @@ def test_reranking_reaches_what_it_promises() -> None:
         assert found["questions"] == 1100 and found["scores"] is not None
         assert mix["over_majority"]["interval"][0] > 0.03
         assert mix["value"] > found["majority_by_lot"] + 0.03
+    mix = sets["gsm8k"]["methods"]["mix"]
+    assert mix["value"] >= sets["gsm8k"]["methods"]["best_system"]["value"]
     assert sets["gsm8k without abel-70b"]["methods"]["mix"]["over_best_system"]["interval"][0] > 0
 
 
