@@ -122,7 +122,7 @@ class Asking:
                     self._failed_in_a_row = 0
                 progress(1)
         except Stopped:
-            pass  # the next run asks for it
+            pass  # was never sent, so nothing is lost: the next run asks for it
         except Exception as error:
             if self._failure is None:
                 self._failure = error
