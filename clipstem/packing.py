@@ -19,6 +19,7 @@ import numpy as np
 from clipstem.tokens import JoinedText, Layout, Tokenizer, Tokens
 
 ROW_TOKENS = 128  # long enough to fill well, short enough that attention (T²) stays cheap
+LITTLE_PADDING = 0.05  # of the tokens that are needed; less is not worth the search
 ROUND_TOKENS = 8  # row lengths are multiples of this, which bounds the number of shapes
 PADDING = -1  # the group of positions that hold no token
 
@@ -57,7 +58,7 @@ def lay_out(texts: Sequence[JoinedText], tokenizer: Tokenizer) -> PackedTexts:
     if tokenizer.layout is Layout.PACKED:
         return pack(texts)
     longest = max((len(text.tokens) for text in texts), default=1)
-    trimmed = min(tokenizer.context_length, -(-longest // ROUND_TOKENS) * ROUND_TOKENS)
+    trimmed = min(tokenizer.context_length, _rounded(longest))
     length = trimmed if tokenizer.layout is Layout.TRIMMED else tokenizer.context_length
     return one_a_row(texts, length, tokenizer.padding)
 
@@ -81,14 +82,12 @@ def one_a_row(texts: Sequence[JoinedText], length: int, padding: int) -> PackedT
 
 
 def pack(texts: Sequence[JoinedText], row_tokens: int = ROW_TOKENS) -> PackedTexts:
-    """Pack distinct texts into as few rows as first-fit by falling length finds.
+    """Pack distinct texts into the rows, all of one length, that hold the fewest tokens.
 
     `row_tokens` is the longest a row may be; a text longer than that gets a row length of its own.
     """
     limit = max([row_tokens, *(len(text.tokens) for text in texts)])
-    rows = _fill_rows(_groups(texts, limit), limit)
-    longest = max((sum(group.length for group in row) for row in rows), default=1)
-    length = -(-longest // ROUND_TOKENS) * ROUND_TOKENS
+    length, rows = _tightest_rows(_groups(texts, limit), limit)
     shape = (len(rows), length)
     packed = PackedTexts(
         tokens_RT=np.zeros(shape, np.int64),
@@ -115,14 +114,35 @@ def _groups(texts: Sequence[JoinedText], limit: int) -> list[_Group]:
     return groups
 
 
-def _fill_rows(groups: list[_Group], limit: int) -> list[list[_Group]]:
+def _tightest_rows(groups: list[_Group], limit: int) -> tuple[int, list[list[_Group]]]:
+    """A length and the rows that need the fewest tokens, of all lengths up to `limit`; the longest
+    one with little padding if there is one, and of equal ones the shorter."""
+    groups = sorted(groups, key=lambda group: -group.length)
+    longest = _rounded(max((group.length for group in groups), default=1))
+    enough = sum(group.length for group in groups) * (1 + LITTLE_PADDING)
+    found = []
+    for length in range(_rounded(limit), longest - 1, -ROUND_TOKENS):
+        rows = _fill_rows(groups, min(length, limit))
+        found.append((length * len(rows), length, rows))
+        if 0 < found[-1][0] <= enough:
+            break
+    _, length, rows = min(found, key=lambda it: it[:2])
+    return length, rows
+
+
+def _rounded(tokens: int) -> int:
+    return -(-tokens // ROUND_TOKENS) * ROUND_TOKENS
+
+
+def _fill_rows(groups: list[_Group], length: int) -> list[list[_Group]]:
+    """First fit: each group into the first row that has room for it."""
     rows: list[list[_Group]] = []
     room: list[int] = []
-    for group in sorted(groups, key=lambda group: -group.length):
+    for group in groups:
         row = next((i for i, free in enumerate(room) if free >= group.length), len(rows))
         if row == len(rows):
             rows.append([])
-            room.append(limit)
+            room.append(length)
         rows[row].append(group)
         room[row] -= group.length
     return rows

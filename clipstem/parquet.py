@@ -62,6 +62,17 @@ def read(source: Any, file_bytes: int, columns: Collection[str]) -> tuple[pa.Tab
     return whole, schema.names
 
 
+def in_memory(data: bytes) -> pa.BufferReader:
+    """A file that Arrow owns.
+
+    Of one that Python owns, Arrow's threads let go a moment after it was read; where Python exits
+    just then, that thread ends the process with SIGABRT.
+    """
+    copy = pa.BufferOutputStream()
+    copy.write(data)
+    return pa.BufferReader(copy.getvalue())
+
+
 def _refuse_expanded(size: int, file_bytes: int) -> None:
     if size > max(SMALL_BYTES, MOST_TIMES * file_bytes):
         raise ClipstemError(f"expands from {file_bytes:,} bytes to {size:,}")

@@ -101,15 +101,16 @@ def open_scorer(config: PredictConfig, dataset: Dataset) -> Engine:
         from clipstem.onnx_scorer import OnnxScorer
 
         scorer = OnnxScorer(Path(config.bundle), config.trainer, config.variant)
-    elif config.run is not None:
-        from clipstem.scorer import of_run
-
-        scorer = of_run(Path(config.run), config.trainer)
     else:
-        from clipstem.scorer import of_model
+        from clipstem.loader import keep_memory
+        from clipstem.scorer import of_model, of_run
 
-        assert config.model is not None
-        scorer = of_model(config.model, config.trainer, config.seed)
+        keep_memory()
+        if config.run is not None:
+            scorer = of_run(Path(config.run), config.trainer)
+        else:
+            assert config.model is not None
+            scorer = of_model(config.model, config.trainer, config.seed)
     if config.problem_picture is not None:
         scorer.problem_picture = config.problem_picture
     if config.temperature is not None:

@@ -382,7 +382,7 @@ class Dataset:
     def _index(self, shard: Shard, columns: Sequence[str]) -> pa.Table:
         data = self._files.whole(shard.index_name)
         try:
-            table, _ = parquet.read(pa.BufferReader(data), len(data), columns)
+            table, _ = parquet.read(parquet.in_memory(data), len(data), columns)
             table = table.select(list(columns)).cast(_schema_of(columns))
         except (ClipstemError, pa.ArrowException, KeyError):
             raise self._no_index(shard) from None

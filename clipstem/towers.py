@@ -14,7 +14,7 @@ import logging
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -32,6 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from clipstem.blocks import Attention, InPlaceQuickGELU, Linear, SplitAttention, block
 from clipstem.config import ModelConfig
 from clipstem.images import MAX_SIDE, PictureSpec
 from clipstem.packing import PackedTexts, lay_out, may_look_RTT
@@ -251,9 +252,9 @@ class Towers(nn.Module):
         x_RTW = x_RTW + F.embedding(texts.position_RT, tower.positional_embedding)
         may_look_R1TT = may_look_RTT(texts)[:, None]
         again = tower.transformer.grad_checkpointing and torch.is_grad_enabled()
-        for block in tower.transformer.resblocks:
-            given = (block, x_RTW, may_look_R1TT)
-            x_RTW = checkpoint(_block, *given, use_reentrant=False) if again else _block(*given)
+        for it in tower.transformer.resblocks:
+            given = (it, x_RTW, may_look_R1TT)
+            x_RTW = checkpoint(block, *given, use_reentrant=False) if again else block(*given)
         # Only the last token of each text is read out: normalise and project just those.
         last_UW = x_RTW.flatten(0, 1).index_select(0, texts.end_U)
         return _project(tower, tower.ln_final(last_UW))
@@ -287,24 +288,19 @@ class Towers(nn.Module):
         return digest.hexdigest()
 
 
-class InPlaceQuickGELU(nn.Module):
-    """open_clip's QuickGELU, bit for bit, without one of its three new tensors, or without two
-    where no gradients are wanted.
-
-    They are the largest of a tower: on a CPU, taking the memory costs as much as the arithmetic
-    (a tenth of all of ViT-B/32).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate = (1.702 * x).sigmoid_()
-        return x * gate if torch.is_grad_enabled() else gate.mul_(x)
+OURS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: Linear,
+    nn.MultiheadAttention: Attention,
+    QuickGELU: InPlaceQuickGELU,
+}
+"""The modules of which towers are built, and those that compute the same sooner."""
 
 
-def _spare_memory(model: nn.Module) -> None:
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, QuickGELU):
-                setattr(module, name, InPlaceQuickGELU())
+def exchange(model: nn.Module, kinds: Mapping[type[nn.Module], type[nn.Module]]) -> None:
+    """Let each module of one of these kinds compute as another does that has the same weights."""
+    for module in model.modules():
+        if type(module) in kinds:
+            module.__class__ = kinds[type(module)]
 
 
 def unit(features_ND: Tensor) -> Tensor:
@@ -315,50 +311,6 @@ def unit(features_ND: Tensor) -> Tensor:
 def text_tower(model: Any) -> Any:
     """Where open_clip keeps the text tower's parts: on the model itself, or in `model.text`."""
     return model if hasattr(model, "token_embedding") else model.text
-
-
-def _block(block: Any, x_RTW: Tensor, may_look_R1TT: Tensor) -> Tensor:
-    """One residual attention block of open_clip over packed rows."""
-    attention_RTW = _attention(block.attn, block.ln_1(x_RTW), may_look_R1TT)
-    x_RTW = x_RTW + block.ls_1(attention_RTW)
-    return x_RTW + block.ls_2(block.mlp(block.ln_2(x_RTW)))
-
-
-def _attention(
-    attention: nn.MultiheadAttention | _SplitAttention, x_RTW: Tensor, may_look_R1TT: Tensor | None
-) -> Tensor:
-    """A module's attention of rows to themselves.
-
-    In three products, not one that is taken apart: in torch it is as fast, in an exported graph a
-    twentieth of the picture tower's time less.
-    """
-    rows, tokens, width = x_RTW.shape
-    if isinstance(attention, _SplitAttention):
-        thirds = list(zip(attention.weights, attention.biases, strict=True))
-    else:
-        weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
-        thirds = list(zip(weights, biases, strict=True))
-    query, key, value = (
-        F.linear(x_RTW, weight, bias).view(rows, tokens, attention.num_heads, -1).transpose(1, 2)
-        for weight, bias in thirds
-    )
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=may_look_R1TT)
-    return attention.out_proj(out.transpose(1, 2).reshape(rows, tokens, width))
-
-
-class _SplitAttention(nn.Module):
-    """`nn.MultiheadAttention` whose weights for query, key and value are one each, on the same
-    memory: in a graph they stay constants, which can be quantised."""
-
-    def __init__(self, whole: nn.MultiheadAttention) -> None:
-        super().__init__()
-        self.num_heads, self.out_proj = whole.num_heads, whole.out_proj
-        self.weights = nn.ParameterList(whole.in_proj_weight.detach().chunk(3))
-        self.biases = nn.ParameterList(whole.in_proj_bias.detach().chunk(3))
-
-    def forward(self, x_RTW: Tensor, *_: Tensor, **__: object) -> tuple[Tensor, None]:
-        """As open_clip's vision transformer calls it: without a mask."""
-        return _attention(self, x_RTW, None), None
 
 
 @contextmanager
@@ -373,13 +325,13 @@ def attention_for_graphs(towers: Towers) -> Iterator[None]:
     if towers.tokenizer.layout is Layout.PACKED:
         blocks += text_tower(towers.model).transformer.resblocks
     own = [(it, it.attn) for it in blocks if isinstance(it.attn, nn.MultiheadAttention)]
-    for block, attention in own:
-        block.attn = _SplitAttention(attention)
+    for it, attention in own:
+        it.attn = SplitAttention(attention)
     try:
         yield
     finally:
-        for block, attention in own:
-            block.attn = attention
+        for it, attention in own:
+            it.attn = attention
 
 
 def _project(tower: Any, x_UW: Tensor) -> Tensor:
@@ -409,7 +361,7 @@ def create(config: ModelConfig, seed: int = 0) -> Towers:
             raise
         except Exception as error:  # open_clip raises anything for a file that is not its own
             raise ClipstemError(_why_not(config, error)) from error
-    _spare_memory(model)
+    exchange(model, OURS)
     layout, why = layout_of(model)
     log.info("%s: texts are %s: %s", config.name, layout.value, why)
     spec = PictureSpec.from_open_clip(open_clip.get_model_preprocess_cfg(model))

@@ -483,6 +483,7 @@ def main(config: TrainConfig) -> None:
 def _train_and_tell(config: TrainConfig) -> Run:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     console.show_log_lines()
+    loader.keep_memory()
     return train(config)
 
 

@@ -36,13 +36,14 @@ from typing import Any
 import bench_report
 import numpy as np
 import torch
+import torch.nn.functional as F
 from bench_peers import OpenClip, Prepare, Reference, as_open_clip_has_it
 from bench_sets import BLANK, real_or_drawn, stem_shaped, stored
 from measure import machine
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from clipstem import loader, loss, metrics, packing, pairs, run, scorer
+from clipstem import blocks, loader, loss, metrics, packing, pairs, run, scorer
 from clipstem.batches import AHEAD, Batches, batched
 from clipstem.command import model_config
 from clipstem.config import Precision, TrainerConfig
@@ -58,10 +59,11 @@ from clipstem.towers import Towers, create
 MODELS = ("ViT-B-32-quickgelu", "ViT-L-14-336-quickgelu")
 TOLERANCE = 1e-4  # of probabilities and losses, fp32 against fp32, at CLIP's highest logit scale
 START, END = 49406, 49407  # CLIP's marks
-WARM_UP = 2
+WARM_UP = 3
 """Training steps before the clock starts, once in a training of thousands of steps: the first one
-starts the workers and takes the memory for gradients and moments; in both, every page of memory
-written to for the first time since the workers were forked is copied (5 s for ViT-B/32)."""
+starts the workers and takes the memory for gradients and moments; in all of them, pages of memory
+that are written to for the first time since the workers were forked are copied (5 s or more for
+ViT-B/32)."""
 
 Work = Callable[[], Any]
 Ways = dict[str, Callable[[], Work]]
@@ -81,8 +83,8 @@ class Size:
     turns: int
 
 
-QUICK = Size(questions=18, step_questions=6, steps=3, turns=1)
-WHOLE = Size(questions=128, step_questions=32, steps=4, turns=3)
+QUICK = Size(questions=18, step_questions=3, steps=6, turns=1)
+WHOLE = Size(questions=128, step_questions=24, steps=5, turns=3)
 ON_CUDA = Size(questions=2048, step_questions=64, steps=10, turns=5)
 LARGE_ON_CUDA = Size(questions=1024, step_questions=16, steps=10, turns=3)  # fp32, 60 GB
 LARGE_ON_CPU = Size(questions=12, step_questions=0, steps=0, turns=1)  # training would need 30 GB
@@ -96,6 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that read and decode")
     parser.add_argument("--out", type=Path, default=bench_report.ROOT, help="a checkout's folder")
     given = parser.parse_args(arguments)
+    if not (given.out / "README.md").is_file():
+        parser.error(f"--out {given.out}: expected a checkout, which has a README.md")
     device = scorer.device_of("auto")
     is_large = given.full or device.type == "cuda"
     names = [given.model] if given.model else MODELS if is_large else MODELS[:1]
@@ -103,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sizes = dict.fromkeys(names, size)
     if MODELS[1] in sizes:
         sizes[MODELS[1]] = LARGE_ON_CPU if device.type == "cpu" else LARGE_ON_CUDA
+    loader.keep_memory()  # as `train` and `predict` do; here every way gains by it
     torch.backends.cudnn.allow_tf32 = False  # for every way alike: they are compared to 1e-4
     figures = {
         **run.environment(),
@@ -113,8 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "workers": given.workers,
         "sizes": {name: dataclasses.asdict(size) for name, size in sizes.items()},
         "matrix_tflops": {
-            name: matrix_rate(device, dtype)
-            for name, dtype in {"fp32": torch.float32, "bf16": torch.bfloat16}.items()
+            "fp32": matrix_rate(device, torch.float32, F.linear),
+            "fp32_clipstem": matrix_rate(device, torch.float32, blocks.linear),
+            "bf16": matrix_rate(device, torch.bfloat16, F.linear),
         },
         "results": [
             it for name in names for it in measure(name, sizes[name], given.workers, device)
@@ -431,19 +437,19 @@ def flops(towers: Towers, device: torch.device) -> tuple[float, float]:
     return of_picture.get_total_flops(), of_text.get_total_flops() / context
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+def matrix_rate(device: torch.device, dtype: torch.dtype, product: Callable[..., Tensor]) -> float:
     """Floating-point operations a second of a large product, in units of 10^12."""
     side = 8192 if device.type == "cuda" else 2048
     a = torch.randn(side, side, device=device, dtype=dtype)
-    seconds, _ = in_turns({"product": lambda: lambda: a @ a}, 5, device)
+    seconds, _ = in_turns({"product": lambda: lambda: product(a, a, None)}, 5, device)
     return round(2 * side**3 / min(seconds["product"]) / 1e12, 3)
 
 
 def has_bf16_units(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    info = Path("/proc/cpuinfo")
-    return info.exists() and "amx_bf16" in info.read_text()
+    info = blocks.CPU_INFO
+    return info.exists() and bool({"amx_bf16", "avx512_bf16"} & {*info.read_text().split()})
 
 
 if __name__ == "__main__":

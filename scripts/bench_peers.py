@@ -20,7 +20,6 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from open_clip.transformer import QuickGELU
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -28,7 +27,7 @@ from torch.utils.data import DataLoader
 from clipstem.batches import AHEAD
 from clipstem.pairs import LOWEST_LOGIT
 from clipstem.question import Picture, Question
-from clipstem.towers import InPlaceQuickGELU, Towers
+from clipstem.towers import OURS, Towers, exchange
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,7 @@ class Prepare:
 def as_open_clip_has_it(towers: Towers) -> Towers:
     """A copy whose model computes in open_clip's own modules alone: none of what we make faster."""
     own = copy.deepcopy(towers)
-    for module in list(own.model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, InPlaceQuickGELU):
-                setattr(module, name, QuickGELU())
+    exchange(own.model, {ours: theirs for theirs, ours in OURS.items()})
     return own
 
 

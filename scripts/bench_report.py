@@ -6,6 +6,7 @@ python scripts/bench_report.py    # bring the README up to date
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -99,8 +100,9 @@ def table(figures: dict[str, Any]) -> str:
         "",
         f"{figures['machine']['cpu']}, {figures['machine']['cores']} cores; {figures['device']}; "
         f"{figures['threads']} threads, {figures['workers']} worker; {sizes}; products "
-        f"of matrices at {rates['fp32']} (fp32) and {rates['bf16']} (bf16) TFLOP/s, "
-        f"{used(figures):.0%} of fp32's reached by scoring; most memory "
+        f"of matrices at {rates['fp32']} (fp32), {rates['fp32_clipstem']} "
+        f"(clipstem's in fp32) and {rates['bf16']} (bf16) TFLOP/s, "
+        f"{used(figures):.0%} of the second reached by scoring; most memory "
         f"{figures['peak_gib']['process']} GiB; torch "
         f"{figures['versions']['torch']}, commit {str(figures['commit'])[:10]}.",
     ]
@@ -108,13 +110,13 @@ def table(figures: dict[str, Any]) -> str:
 
 
 def used(figures: dict[str, Any]) -> float:
-    """The model's operations a second in scoring, of the matrix product's rate; the best set."""
+    """The model's operations a second in scoring, of its matrix product's rate; the best set."""
     rates = [
         result["gflop"]["clipstem"] / statistics.median(result["seconds"]["ceiling"])
         for result in figures["results"]
         if result["what"] == "scoring"
     ]
-    return max(rates) / (1000 * figures["matrix_tflops"]["fp32"])
+    return max(rates) / (1000 * figures["matrix_tflops"]["fp32_clipstem"])
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -155,7 +157,9 @@ def write(figures: dict[str, Any], checkout: Path) -> None:
     """The JSON and the picture into `benchmarks`, and the README brought up to date."""
     folder = checkout / "benchmarks"
     folder.mkdir(exist_ok=True)
-    stem = "bench-" + "-".join(figures["device"].lower().split())
+    is_cpu = figures["device"] == "cpu"
+    device = figures["machine"]["cpu"] if is_cpu else figures["device"]
+    stem = "bench-" + "-".join(re.findall(r"[a-z0-9]+", device.lower()))
     (folder / f"{stem}.json").write_text(json.dumps(figures, indent=1) + "\n")
     (folder / f"{stem}.svg").write_text(picture(figures))
     readme = checkout / "README.md"

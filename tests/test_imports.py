@@ -36,7 +36,7 @@ ROWS = (
         *("report.page", "route.gate"),
     ),
     (
-        *("jsonl", "packing", "exam", "perturb", "supervision"),
+        *("jsonl", "packing", "exam", "perturb", "supervision", "blocks"),
         *("route.asked", "route.deferral", "route.fitting", "curate.fingerprints"),
         "report.curate",
     ),

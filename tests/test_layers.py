@@ -13,7 +13,7 @@ from open_clip.hf_model import HFTextEncoder
 from torch import nn
 from transformers import BertConfig
 
-from clipstem import layers, towers
+from clipstem import blocks, layers, towers
 from clipstem.config import ModelConfig, OptimizerConfig, TuneConfig, TuneMode
 from clipstem.learner import adamw
 from clipstem.packing import PackedTexts, pack
@@ -272,14 +272,14 @@ def test_checkpointing_changes_no_gradient(
     vision: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
-    plain_block = towers._block
+    plain_block = blocks.block
 
     def counted(*given: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
         return plain_block(*given)
 
-    monkeypatch.setattr(towers, "_block", counted)
+    monkeypatch.setattr(towers, "block", counted)
     gradients = []
     for tune in ({}, {"gradient_checkpointing": True}):
         ours = changed(small(vision), **tune)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import resource
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,3 +84,27 @@ def test_a_broken_picture_is_one_line_that_names_its_question(tmp_path: Path, wo
     assert str(error.value) == (
         "question 'q17': a picture is truncated; its batch has no other question"
     )
+
+
+FAULTS_OF_A_STEP = """
+import resource, torch
+from clipstem import loader
+loader.keep_memory()
+def step():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    tensors = [torch.ones(16 * 2**20 // 4) for _ in range(4)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(step(), step())
+loader.give_back_memory()
+print(step())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="GNU's allocator alone is told to")
+def test_a_process_that_keeps_memory_takes_it_once() -> None:
+    pages = 4 * 16 * 2**20 // resource.getpagesize()
+    said = subprocess.run(
+        [sys.executable, "-c", FAULTS_OF_A_STEP], capture_output=True, text=True, check=True
+    ).stdout
+    first, second, after_giving_back = map(int, said.split())
+    assert min(first, after_giving_back) > pages / 2 > 20 * second

@@ -7,7 +7,6 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from open_clip.transformer import QuickGELU
 from safetensors.torch import load_file
 
 from clipstem import towers
@@ -128,27 +127,6 @@ def test_the_weights_hash_sees_a_single_bit(tiny: Towers) -> None:
 def test_drawn_weights_depend_on_the_seed_alone() -> None:
     hashes = [towers.create(model_config("tiny"), seed).weights_sha256() for seed in (1, 1, 2)]
     assert hashes[0] == hashes[1] != hashes[2]
-
-
-@pytest.mark.parametrize("learning", [False, True])
-def test_quick_gelu_is_open_clips_to_the_last_bit(learning: bool) -> None:
-    found = []
-    for make in (QuickGELU, towers.InPlaceQuickGELU):
-        x = torch.randn(4, 7, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        with torch.set_grad_enabled(learning):
-            y = make()(x)
-        if learning:
-            y.square().sum().backward()
-        found.append([y, x, *([x.grad] if learning else [])])
-    for expected, ours in zip(*found, strict=True):
-        assert torch.equal(ours, expected)
-
-
-def test_a_model_has_our_quick_gelu_alone() -> None:
-    config = replace(model_config("tiny_vit"))
-    config.architecture = {**config.architecture, "quick_gelu": True}
-    kinds = [type(module) for module in towers.create(config).modules()]
-    assert towers.InPlaceQuickGELU in kinds and QuickGELU not in kinds
 
 
 def test_graphs_have_our_attention_and_the_model_its_own_again(tiny: Towers) -> None:
