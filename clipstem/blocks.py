@@ -1,4 +1,4 @@
-"""What towers compute in place of the modules they were built of: the same numbers, sooner.
+"""What towers compute in place of the modules they were built of: the same up to rounding, sooner.
 
 R rows of T tokens, W width, M vectors of K numbers.
 """
@@ -15,13 +15,19 @@ from torch import Tensor, nn
 
 CPU_INFO = Path("/proc/cpuinfo")
 SHAPES_KEPT = "64"
+FEW_NUMBERS = 20_480  # torch gives no smaller convolution to oneDNN
 
 
 def mkl_is_slow() -> bool:
-    """Whether this processor has AVX-512 and is not Intel's, so that MKL, in which torch multiplies
-    fp32 matrices, does not use it; oneDNN does."""
-    is_intel = CPU_INFO.exists() and "GenuineIntel" in CPU_INFO.read_text()
-    return "AVX512" in torch.backends.cpu.get_cpu_capability() and not is_intel
+    """Whether torch has oneDNN, this processor has AVX-512, and it is known not to be Intel's: so
+    that MKL, in which torch multiplies fp32 matrices, does without, and oneDNN does not."""
+    info = CPU_INFO.read_text() if CPU_INFO.exists() else ""
+    return (
+        "AVX512" in torch.backends.cpu.get_cpu_capability()
+        and "vendor_id" in info
+        and "GenuineIntel" not in info
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    )
 
 
 MKL_IS_SLOW = mkl_is_slow()
@@ -39,8 +45,9 @@ def takes_onednn(x: Tensor, weight: Tensor | None) -> bool:
         and x.is_cpu
         and weight is not None
         and x.dtype is weight.dtype is torch.float32
-        and x.numel() > 0
+        and not torch.is_autocast_enabled("cpu")  # then torch has oneDNN multiply in bf16 anyway
         and not torch.compiler.is_compiling()
+        and x.numel() > FEW_NUMBERS
     )
 
 
@@ -50,7 +57,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not takes_onednn(x, weight):
         return F.linear(x, weight, bias)
     points_1K1M = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # channels last: no copy
-    out = F.conv2d(points_1K1M, weight[:, :, None, None], bias)
+    # A single point has no neighbours to be dilated: that only has torch take oneDNN on one thread
+    # too (`use_mkldnn` in its `Convolution.cpp`).
+    out = F.conv2d(points_1K1M, weight[:, :, None, None], bias, dilation=2)
     return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 
@@ -82,6 +91,8 @@ class Attention(nn.MultiheadAttention):
         mask, wants_weights = asked.pop("attn_mask", None), asked.pop("need_weights", True)
         is_plain = self.batch_first and self.in_proj_bias is not None and not self.dropout
         is_plain = is_plain and query is key is value and not (wants_weights or asked)
+        # Masks with a row for each head, and boolean ones, mean something else to `attend`.
+        is_plain = is_plain and (mask is None or (mask.dim() == 2 and mask.is_floating_point()))
         if is_plain and takes_onednn(query, self.in_proj_weight):
             return attend(self, query, mask), None
         return super().forward(query, key, value, **given)

@@ -82,12 +82,12 @@ def one_a_row(texts: Sequence[JoinedText], length: int, padding: int) -> PackedT
 
 
 def pack(texts: Sequence[JoinedText], row_tokens: int = ROW_TOKENS) -> PackedTexts:
-    """Pack distinct texts into the rows, all of one length, that hold the fewest tokens.
+    """Pack distinct texts into rows of one length, with little padding.
 
     `row_tokens` is the longest a row may be; a text longer than that gets a row length of its own.
     """
     limit = max([row_tokens, *(len(text.tokens) for text in texts)])
-    length, rows = _tightest_rows(_groups(texts, limit), limit)
+    length, rows = _tight_rows(_groups(texts, limit), limit)
     shape = (len(rows), length)
     packed = PackedTexts(
         tokens_RT=np.zeros(shape, np.int64),
@@ -114,9 +114,9 @@ def _groups(texts: Sequence[JoinedText], limit: int) -> list[_Group]:
     return groups
 
 
-def _tightest_rows(groups: list[_Group], limit: int) -> tuple[int, list[list[_Group]]]:
-    """A length and the rows that need the fewest tokens, of all lengths up to `limit`; the longest
-    one with little padding if there is one, and of equal ones the shorter."""
+def _tight_rows(groups: list[_Group], limit: int) -> tuple[int, list[list[_Group]]]:
+    """A length and rows of groups: the longest length up to `limit` with little padding, else the
+    one with the least, and of equal ones the shortest."""
     groups = sorted(groups, key=lambda group: -group.length)
     longest = _rounded(max((group.length for group in groups), default=1))
     enough = sum(group.length for group in groups) * (1 + LITTLE_PADDING)

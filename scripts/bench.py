@@ -10,7 +10,7 @@ medians over the turns:
     reference  the public evaluation of STEM: one question at a time, padded, nothing reused
     open_clip  batches, each question's pictures once, texts in rows of 77 tokens
     clipstem   from shards on disk to probabilities
-    bf16       the same in bf16, where the device has matrix units for it
+    bf16       the same in bf16, where the device has instructions for it
     ceiling    clipstem's model alone, with its inputs on the device already
 
 The first three must agree, else there is no result. What comes out is `benchmarks/bench-*.json`;
@@ -118,9 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "workers": given.workers,
         "sizes": {name: dataclasses.asdict(size) for name, size in sizes.items()},
         "matrix_tflops": {
-            "fp32": matrix_rate(device, torch.float32, F.linear),
-            "fp32_clipstem": matrix_rate(device, torch.float32, blocks.linear),
-            "bf16": matrix_rate(device, torch.bfloat16, F.linear),
+            name: matrix_rate(device, dtype, product)
+            for name, (dtype, product) in products(device).items()
         },
         "results": [
             it for name in names for it in measure(name, sizes[name], given.workers, device)
@@ -212,7 +211,7 @@ class Bench:
         }
         if asked := [with_blank_options(it) for it in questions if it.picture is None]:
             ways["texts_known"] = lambda: clipstem(ours, asked)
-        if has_bf16_units(self.device):
+        if has_bf16(self.device):
             ways["bf16"] = lambda: clipstem(self.scorer(Precision.bf16))
         seconds, found = in_turns(ways, self.size.turns, self.device)
         counts = np.array([len(question.options) for question in questions])
@@ -437,6 +436,17 @@ def flops(towers: Towers, device: torch.device) -> tuple[float, float]:
     return of_picture.get_total_flops(), of_text.get_total_flops() / context
 
 
+def products(device: torch.device) -> dict[str, tuple[torch.dtype, Callable[..., Tensor]]]:
+    """torch's products of matrices, and clipstem's where it has another."""
+    found: dict[str, tuple[torch.dtype, Callable[..., Tensor]]] = {
+        "fp32": (torch.float32, F.linear),
+        "bf16": (torch.bfloat16, F.linear),
+    }
+    if device.type == "cpu" and blocks.MKL_IS_SLOW:
+        found["fp32_clipstem"] = (torch.float32, blocks.linear)
+    return found
+
+
 def matrix_rate(device: torch.device, dtype: torch.dtype, product: Callable[..., Tensor]) -> float:
     """Floating-point operations a second of a large product, in units of 10^12."""
     side = 8192 if device.type == "cuda" else 2048
@@ -445,7 +455,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, product: Callable[...,
     return round(2 * side**3 / min(seconds["product"]) / 1e12, 3)
 
 
-def has_bf16_units(device: torch.device) -> bool:
+def has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     info = blocks.CPU_INFO

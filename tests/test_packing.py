@@ -111,6 +111,12 @@ def test_short_groups_stand_in_one_row() -> None:
     assert packed.group_RT.tolist() == [[0] * 9 + [1] * 5 + [PADDING] * 2, [0] * 5 + [PADDING] * 11]
 
 
+def test_the_row_length_with_the_least_padding_is_found() -> None:
+    letters = "abcdefgh"
+    groups = [(letter * 29, ["x", "y", "z"]) for letter in letters]  # 30 + 3 * 2 tokens each
+    assert pack(joined(groups), row_tokens=128).tokens_RT.shape == (4, 72)  # not (3, 112)
+
+
 def test_a_text_longer_than_a_row_gets_a_longer_row() -> None:
     packed = pack(joined([("a" * 30, ["b"]), ("c", ["d"])]), row_tokens=16)
     assert packed.tokens_RT.shape == (2, 40)
