@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import warnings
@@ -51,13 +52,17 @@ def words_tokenizer(folder: Path, *, siglip: bool) -> None:
 
 def architecture(kind: str, folder: Path) -> dict[str, Any]:
     """A small model of a kind, as open_clip describes it."""
+    text: dict[str, Any]
     if kind == "clip":
         return {"embed_dim": 32, "vision_cfg": VISION, "text_cfg": TEXT}
+    if kind == "coca":  # its masks have a row for each head
+        text = {**TEXT, "embed_cls": True, "pad_id": 0}
+        return {"embed_dim": 32, "custom_text": True, "vision_cfg": VISION, "text_cfg": text}
     if kind == "timm":
         vision = {"timm_model_name": "test_efficientnet", "timm_pool": "", "timm_proj": "linear"}
         return {"embed_dim": 32, "vision_cfg": {**vision, "image_size": 32}, "text_cfg": TEXT}
     words_tokenizer(folder / "tokenizer", siglip=kind == "siglip")
-    text: dict[str, Any] = {"hf_tokenizer_name": str(folder / "tokenizer"), "context_length": 24}
+    text = {"hf_tokenizer_name": str(folder / "tokenizer"), "context_length": 24}
     if kind == "siglip":
         text |= {"vocab_size": 32, "width": 64, "heads": 2, "layers": 2, "no_causal_mask": True}
         text |= {"pool_type": "last", "proj_bias": True}
@@ -84,6 +89,7 @@ LAYOUTS = {
     "timm": Layout.PACKED,
     "hf": Layout.TRIMMED,
     "siglip": Layout.FULL,
+    "coca": Layout.FULL,
 }
 
 
@@ -106,7 +112,9 @@ def test_the_layout_is_the_fastest_exact_one(kind: str, made: towers.Towers) -> 
 
 def test_questions_are_answered_as_the_oracle_does(made: towers.Towers, drawn_data: Path) -> None:
     ours = scorer.Scorer(made, ON_CPU)
-    oracle = Oracle(made.model, made.tokenizer._tokenizer, made.spec.open_clip())
+    theirs = copy.deepcopy(made.model)
+    towers.exchange(theirs, {ours: theirs for theirs, ours in towers.OURS.items()})
+    oracle = Oracle(theirs, made.tokenizer._tokenizer, made.spec.open_clip())
     dataset = shards.open_dataset(str(drawn_data))
     found = ours.predict(dataset, "valid", 7)
     for place, question in enumerate(dataset.read("valid", range(dataset.size("valid")))):
