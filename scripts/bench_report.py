@@ -1,6 +1,6 @@
 """What `bench.py` has measured, as JSON, a table and a picture, and their place in the README.
 
-python scripts/bench_report.py    # bring the README up to date
+python scripts/bench_report.py    # bring the pictures and the README up to date
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def picture(figures: dict[str, Any]) -> str:
         'font-family="sans-serif" font-size="12">',
         '<rect width="100%" height="100%" fill="white"/>',
         '<text x="10" y="20" font-size="14">Speed against open_clip\'s usual way = 1 '
-        f"({escape(figures['device'])}); a line: what the arithmetic allows in fp32</text>",
+        f"({escape(_device(figures))}); a line: what the arithmetic allows in fp32</text>",
     ]
     for number, row in enumerate(shown):
         top = 36 + step * number
@@ -158,13 +158,17 @@ def picture(figures: dict[str, Any]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
+def _device(figures: dict[str, Any]) -> str:
+    """The GPU's name, or the processor's."""
+    name: str = figures["machine"]["cpu"] if figures["device"] == "cpu" else figures["device"]
+    return name
+
+
 def write(figures: dict[str, Any], checkout: Path) -> None:
     """The JSON and the picture into `benchmarks`, and the README brought up to date."""
     folder = checkout / "benchmarks"
     folder.mkdir(exist_ok=True)
-    is_cpu = figures["device"] == "cpu"
-    device = figures["machine"]["cpu"] if is_cpu else figures["device"]
-    stem = "bench-" + "-".join(re.findall(r"[a-z0-9]+", device.lower()))
+    stem = "bench-" + "-".join(re.findall(r"[a-z0-9]+", _device(figures).lower()))
     (folder / f"{stem}.json").write_text(json.dumps(figures, indent=1) + "\n")
     (folder / f"{stem}.svg").write_text(picture(figures))
     readme = checkout / "README.md"
@@ -183,5 +187,7 @@ def with_tables(text: str, folder: Path) -> str:
 
 
 if __name__ == "__main__":
+    for measured in (ROOT / "benchmarks").glob("bench-*.json"):
+        measured.with_suffix(".svg").write_text(picture(json.loads(measured.read_text())))
     readme = ROOT / "README.md"
     readme.write_text(with_tables(readme.read_text(), ROOT / "benchmarks"))
