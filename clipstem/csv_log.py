@@ -52,9 +52,7 @@ class CsvLog(Logger):
             writer = csv.DictWriter(file, self.columns, lineterminator="\n")
             if is_new:
                 writer.writeheader()
-            writer.writerow(
-                {**{name: metrics[name] for name in metrics if name != "epoch"}, "step": step}
-            )
+            writer.writerow({**metrics, "step": step})
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any) -> None:
         """Nothing: `config.yaml` has them."""

@@ -32,6 +32,7 @@ POSITIONS = (
 )
 """Endings of what stands for a place in open_clip's, timm's and Hugging Face's towers."""
 
+LOG_EVERY_STEPS = 10
 MAX_LOG_SCALE = math.log(100)  # CLIP's own clamp of the logit scale, arXiv 2103.00020
 
 
@@ -81,11 +82,24 @@ class Learner(L.LightningModule):
         if "distill" in terms:
             total = total + terms["distill"]
         said = ranks.mean({name: value.detach() for name, value in terms.items()})
-        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        # "step" tells Lightning which step the values belong to: optimiser steps, counted from 1.
-        step = float(self.global_step + 1)
-        self.log_dict({**said, "lr": rate, "step": step}, batch_size=1)
+        if (number + 1) % accumulate == 0:
+            self._tell(said)
         return total
+
+    def _tell(self, said: dict[str, Tensor]) -> None:
+        """Write what a step's last part says, every so many steps, to all logs.
+
+        At once: Lightning's own way writes behind the step's checkpoint, and a run that was killed
+        between the two would not have the row, nor take the step again.
+        """
+        step = self.global_step + 1  # of the optimiser's, counted from 1
+        if step % min(LOG_EVERY_STEPS, self.steps):
+            return
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        row = {name: value.item() for name, value in said.items()}
+        for logger in self.trainer.loggers:
+            logger.log_metrics({**row, "lr": rate}, step)
+            logger.save()
 
     def _skip(self, batch: PairBatch) -> None:
         """Count what the batch has left out; of the first hundred one may be."""

@@ -317,7 +317,7 @@ def _fit(
         accumulate_grad_batches=config.accumulate,
         logger=loggers,
         callbacks=[*([average] if average else []), evaluations, Bar()],
-        log_every_n_steps=min(10, len(order_SN)),
+        log_every_n_steps=1,  # the learner logs by itself; more than the steps make a warning
         enable_checkpointing=False,
         default_root_dir=made.folder,  # where it looks for checkpoints of its own on SLURM
         enable_model_summary=False,

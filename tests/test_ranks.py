@@ -90,7 +90,7 @@ def assert_same(found: Path, one: Path, count: int) -> None:
     for rank in range(count):
         each = heard[rank * len(expected) : (rank + 1) * len(expected)]
         for (step, losses), (same_step, same) in zip(each, expected, strict=True):
-            assert step == same_step and losses == pytest.approx(same, abs=1e-5)
+            assert step == same_step and losses == pytest.approx(same, rel=1e-5, abs=1e-5)
     ours, theirs = (prediction.read(it / "run/predictions/valid.parquet") for it in (found, one))
     assert ours.columns == theirs.columns
     np.testing.assert_allclose(ours.probs_QK, theirs.probs_QK, atol=1e-5)
