@@ -86,16 +86,32 @@ class InPlaceQuickGELU(nn.Module):
 class Attention(nn.MultiheadAttention):
     """`nn.MultiheadAttention` by `linear`, where that is faster and rows attend to themselves."""
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Any:  # type: ignore[override]
-        asked = dict(given)
-        mask, wants_weights = asked.pop("attn_mask", None), asked.pop("need_weights", True)
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
         is_plain = self.batch_first and self.in_proj_bias is not None and not self.dropout
-        is_plain = is_plain and query is key is value and not (wants_weights or asked)
+        is_plain = is_plain and query is key is value and key_padding_mask is None
+        is_plain = is_plain and not need_weights and not is_causal
         # Masks with a row for each head, and boolean ones, mean something else to `attend`.
+        mask = attn_mask
         is_plain = is_plain and (mask is None or (mask.dim() == 2 and mask.is_floating_point()))
         if is_plain and takes_onednn(query, self.in_proj_weight):
             return attend(self, query, mask), None
-        return super().forward(query, key, value, **given)
+        return super().forward(
+            *(query, key, value, key_padding_mask),
+            need_weights=need_weights,
+            attn_mask=mask,
+            average_attn_weights=average_attn_weights,
+            is_causal=is_causal,
+        )
 
 
 class SplitAttention(nn.Module):

@@ -128,6 +128,8 @@ def test_other_attention_is_left_to_torch() -> None:
     for rows, more in cases:
         found, expected = ours(x, rows, rows, **more), theirs(x, rows, rows, **more)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    nobody = torch.zeros(7, 50, dtype=torch.bool)  # is padding, said by place and not by name
+    torch.testing.assert_close(ours(x, x, x, nobody, False), theirs(x, x, x, nobody, False))
 
 
 @pytest.mark.parametrize("learning", [False, True])
