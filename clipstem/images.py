@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -230,18 +230,32 @@ def to_pixels(data: bytes, spec: PictureSpec, max_pixels: int = MAX_PIXELS) -> n
                 f"{spec.size} px makes {size[0] * size[1]:,} pixels; at most {max_pixels:,} are "
                 "allowed (picture_fit=pad scales the longer side)"
             )
-        _decode(image)
-        pixels = _resized_rgb(image, size, _kept(size, spec), spec.interpolation)
+        resize = (size, _kept(size, spec), spec.interpolation)
+        rgb_HW3 = _for_machine_code(data, image)
+        if rgb_HW3 is None:
+            pixels = _resized_rgb(image, *resize)
+        else:
+            pixels = _machine_code[0].resized(rgb_HW3, *resize)
     return _padded(pixels, spec)
+
+
+def _for_machine_code(data: bytes, image: Image.Image) -> np.ndarray | None:
+    """Decode the picture: to uint8 [H, W, 3] if machine code will resize it, else in its place."""
+    if not _machine_code or image.width * image.height > MANY_PIXELS:
+        _decode(image)
+        return None
+    rgb_HW3 = _machine_code[0].rgb(data, image)
+    if rgb_HW3 is None:
+        _decode(image)
+        if image.mode in ("RGB", "L"):
+            rgb_HW3 = np.asarray(image.convert("RGB"))
+    return rgb_HW3
 
 
 def _resized_rgb(
     image: Image.Image, size: tuple[int, int], kept: Box, interpolation: str
 ) -> np.ndarray:
-    """The part `kept` of the picture resized to `size`, RGB."""
-    few = image.width * image.height <= MANY_PIXELS
-    if few and _machine_code and image.mode in ("RGB", "L"):
-        return _machine_code[0](np.asarray(image.convert("RGB")), size, kept, interpolation)
+    """The part `kept` of the decoded picture resized to `size`, RGB."""
     resized = image.resize(size, Image.Resampling[interpolation.upper()])
     if kept != (0, 0, *size):
         resized = resized.crop(kept)
@@ -273,22 +287,31 @@ def change_mildly(pixels_HWC: np.ndarray, *seed: int) -> np.ndarray:
     return changed_HWC.round().clip(0, 255).astype(np.uint8)
 
 
+class _MachineCode(NamedTuple):
+    rgb: Callable[[bytes, Image.Image], np.ndarray | None]  # of `clipstem.decode`
+    resized: Callable[[np.ndarray, tuple[int, int], Box, str], np.ndarray]  # of `clipstem.resize`
+
+
 @cache
 def warm_up() -> None:
-    """From now on pictures are resized by `clipstem.resize`, where numba is installed.
+    """From now on pictures are read by `clipstem.decode` and resized by `clipstem.resize`, where
+    the libraries that these need are installed.
 
-    Loading it takes a second, which pays for many pictures but not for one: until then Pillow makes
-    the same pixels, more slowly. Processes that are forked later are born with it.
+    Loading them takes a second, which pays for many pictures but not for one: until then Pillow
+    makes the same pixels, more slowly. Processes that are forked later are born with them.
     """
     try:
+        from clipstem.decode import rgb
         from clipstem.resize import resized
     except ImportError:
         return
-    resized(np.zeros((1, 1, 3), np.uint8), (1, 1), (0, 0, 1, 1), "bicubic")
-    _machine_code.append(resized)
+    _machine_code.append(_MachineCode(rgb, resized))
+    picture = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(picture, "PNG")
+    to_pixels(picture.getvalue(), PictureSpec(1))  # compiles
 
 
-_machine_code: list[Callable[..., np.ndarray]] = []  # one at most
+_machine_code: list[_MachineCode] = []  # one at most
 
 
 def _kept(size: tuple[int, int], spec: PictureSpec) -> Box:

@@ -79,14 +79,15 @@ def _bilinear(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.maximum(1 - x, 0.0)
 
 
-def _compiled(function: Any) -> Any:
+def compiled(function: Any) -> Any:
+    """The function in machine code, kept on disk for the next process."""
     try:
         return numba.njit(function, cache=True)
     except RuntimeError:  # there is no folder that it may write to: compiled anew in each process
         return numba.njit(function)
 
 
-@_compiled
+@compiled
 def _both_passes(
     pixels_HW3: Any,
     column: Any,
@@ -116,7 +117,7 @@ def _both_passes(
     _weigh(middle, top, row, rows, row_weights, out)
 
 
-@_compiled
+@compiled
 def _weigh(lines: Any, offset: int, first: Any, count: Any, weights: Any, out: Any) -> None:
     """Each line of `out` is a weighted sum of neighbours; `lines` begins with number `offset`."""
     total = np.empty(lines.shape[1], np.int32)

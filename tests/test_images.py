@@ -23,7 +23,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from samples import encoded
 
-from clipstem import images, resize
+from clipstem import decode, images, resize
 from clipstem.config import PictureFit
 from clipstem.images import (
     SUFFIXES,
@@ -183,6 +183,85 @@ def test_machine_code_gives_pillows_integers(
             np.testing.assert_array_equal(fast, to_pixels(data, spec))
 
 
+@pytest.mark.parametrize("name", ZOO)
+def test_usual_pictures_are_read_without_pillow(name: str) -> None:
+    with Image.open(io.BytesIO(ZOO[name])) as opened:
+        found = decode.rgb(ZOO[name], opened)
+        usual = name.startswith(("PNG", "JPEG")) and opened.mode == "RGB"
+        if usual and "transparency" not in opened.info:
+            assert found is not None
+            np.testing.assert_array_equal(found, np.asarray(opened))
+        else:
+            assert found is None
+
+
+def chunk(name: bytes, data: bytes = b"") -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(pixels: bytes, *behind: bytes, size: tuple[int, int] = (2, 2), kind: int = 0) -> bytes:
+    """A PNG of RGB whose lines are given as its file holds them."""
+    header = chunk(b"IHDR", struct.pack(">II5B", *size, 8, 2, 0, 0, kind))
+    return b"".join([b"\x89PNG\r\n\x1a\n", header, *behind, chunk(b"IDAT", pixels), chunk(b"IEND")])
+
+
+FLAT = zlib.compress(bytes(14))
+UNUSUAL = {
+    "rows too many": png(zlib.compress(bytes(21))),
+    "a row too few": png(zlib.compress(bytes(7))),
+    "a bomb": png(zlib.compress(bytes(2**24))),
+    "a filter there is not": png(zlib.compress(bytes([5, *bytes(13)]))),
+    "a broken stream": png(FLAT[:-6] + bytes(6)),
+    "interlaced": png(FLAT, kind=1),
+    "pixels apart": png(FLAT[:5], chunk(b"IDAT", FLAT[5:]), chunk(b"tEXt", b"a\0b")),
+    "frames": png(FLAT, chunk(b"acTL", struct.pack(">II", 1, 0))),
+    "ends before its end": png(FLAT)[:-12],
+    "a JPEG that ends early": ZOO["JPEG RGB"][:-100],
+}
+
+
+@pytest.mark.parametrize("data", UNUSUAL.values(), ids=UNUSUAL)
+def test_what_is_unusual_is_left_to_pillow(data: bytes) -> None:
+    with Image.open(io.BytesIO(data)) as opened:
+        assert decode.rgb(data, opened) is None
+    np.testing.assert_equal(seen(data), seen(data, by_pillow=True))
+
+
+def seen(data: bytes, *, by_pillow: bool = False) -> NDArray[np.uint8] | str:
+    """The pixels, or why there are none."""
+    machine_code = [] if by_pillow else images._machine_code
+    with mock.patch.object(images, "_machine_code", machine_code):
+        try:
+            return to_pixels(data, PictureSpec(16))
+        except ClipstemError as error:
+            return str(error)
+
+
+LARGE = {kind: encoded(image(width=120, height=90), kind) for kind in ("PNG", "JPEG")}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+@given(filters=st.data())
+def test_damage_is_found_as_pillow_finds_it(kind: str, filters: st.DataObject) -> None:
+    data = bytearray(LARGE[kind])
+    for _ in range(filters.draw(st.integers(0, 3))):
+        data[filters.draw(st.integers(0, len(data) - 1))] = filters.draw(st.integers(0, 255))
+    cut = bytes(data[: filters.draw(st.integers(len(data) // 2, len(data)))])
+    np.testing.assert_equal(seen(cut), seen(cut, by_pillow=True))
+
+
+@given(st.data())
+def test_every_filter_of_a_png_is_pillows(drawn: st.DataObject) -> None:
+    width, height = drawn.draw(st.integers(1, 40)), drawn.draw(st.integers(1, 8))
+    rng = np.random.default_rng(drawn.draw(st.integers(0, 2**32)))
+    lines_HB = rng.integers(0, 256, (height, 1 + 3 * width), np.uint8)
+    lines_HB[:, 0] = drawn.draw(st.lists(st.integers(0, 4), min_size=height, max_size=height))
+    data = png(zlib.compress(lines_HB.tobytes()), size=(width, height))
+    with Image.open(io.BytesIO(data)) as opened:
+        found = decode.rgb(data, opened)
+        np.testing.assert_array_equal(found, np.asarray(opened))
+
+
 def test_a_thread_of_a_picture_costs_only_what_is_kept_of_it() -> None:
     thread = image(width=2, height=4000)
     resized = thread.resize((64, 128_000), Image.Resampling.BICUBIC)
@@ -191,16 +270,17 @@ def test_a_thread_of_a_picture_costs_only_what_is_kept_of_it() -> None:
     np.testing.assert_array_equal(found, np.asarray(resized.crop(kept)))
 
 
-def test_without_numba_pillow_resizes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("module", ["clipstem.decode", "clipstem.resize"])
+def test_without_a_library_pillow_does_it(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "_machine_code", [])
-    monkeypatch.setitem(sys.modules, "clipstem.resize", None)
+    monkeypatch.setitem(sys.modules, module, None)
     images.warm_up.cache_clear()
     images.warm_up()
     assert images._machine_code == []
     monkeypatch.undo()
     images.warm_up.cache_clear()
     images.warm_up()
-    assert images._machine_code[-1] is resize.resized
+    assert images._machine_code[-1] == (decode.rgb, resize.resized)
 
 
 def test_one_picture_does_not_wait_for_machine_code() -> None:
