@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -26,7 +26,7 @@ from clipstem.supervision import Supervision
 from clipstem.tokens import Tokenizer
 
 NOBODY = -1  # a place of a batch without a question
-AHEAD = 4  # batches that are ready before they are asked for
+AHEAD = 4  # batches that each worker has ready before they are asked for
 
 
 @dataclass(frozen=True)
@@ -128,14 +128,17 @@ def _supervised(
     return replace(batch, answer_Q=answer_Q, teacher_QK=teacher_QK * is_there_Q[:, None])
 
 
-def read_ahead(batches: Batches) -> Iterator[PairBatch]:
-    """The batches in order, made by a thread while the one before is scored."""
-    with ThreadPoolExecutor(1) as thread:
+def read_ahead(batches: Batches, numbers: Sequence[int], threads: int) -> Iterator[PairBatch]:
+    """The batches of these numbers in order, made by threads while those before are used."""
+    if not threads:
+        yield from map(batches.__getitem__, numbers)
+        return
+    with ThreadPoolExecutor(threads) as pool:
         made: deque[Future[PairBatch]] = deque()
         try:
-            for number in range(len(batches)):
-                made.append(thread.submit(batches.__getitem__, number))
-                if len(made) > AHEAD:
+            for number in numbers:
+                made.append(pool.submit(batches.__getitem__, number))
+                if len(made) > AHEAD * threads:
                     yield made.popleft().result()
             while made:
                 yield made.popleft().result()

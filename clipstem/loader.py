@@ -1,4 +1,4 @@
-"""Batches as tensors, read, decoded and packed in worker processes ahead of need."""
+"""Batches as tensors, read, decoded and packed ahead of need."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from clipstem.batches import AHEAD, Batches
+from clipstem.batches import AHEAD, Batches, read_ahead
 from clipstem.images import warm_up
 from clipstem.pairs import PairBatch
 from clipstem.question import ClipstemError
@@ -37,10 +37,21 @@ class _These(Sampler[int]):
         return self.passed + len(self.numbers)
 
 
-class _Loader(DataLoader[PairBatch]):
+@dataclass(frozen=True)
+class _ByThreads:
+    batches: Batches
+    these: _These
+    threads: int
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        return map(_tensors, read_ahead(self.batches, self.these.numbers, self.threads))
+
+    def __len__(self) -> int:
+        return len(self.these)
+
+
+class _ByProcesses(DataLoader[PairBatch]):
     def __iter__(self) -> Iterator[PairBatch]:  # type: ignore[override]
-        if self.num_workers:
-            give_back_memory()
         try:
             yield from super().__iter__()
         except ClipstemError as error:
@@ -48,26 +59,40 @@ class _Loader(DataLoader[PairBatch]):
             raise ClipstemError(str(error).rpartition("ClipstemError: ")[2].strip()) from None
 
 
+class Loaded(Protocol):
+    """Batches in their order, any number of times."""
+
+    def __iter__(self) -> Iterator[PairBatch]: ...
+    def __len__(self) -> int: ...
+
+
 def load(
     batches: Batches,
     workers: int,
+    device: torch.device,
     numbers: Sequence[int] | None = None,
     passed: int = 0,
-    pin: bool = False,
-) -> DataLoader[PairBatch]:
-    """The batches of these numbers, or all, made in order by `workers` processes.
+) -> Loaded:
+    """The batches of these numbers, or all, made in order by `workers` ahead of need.
 
     Those that are `passed` over, because an earlier process has had them, are never read.
+
+    For a GPU the workers are processes, and what they make lies where it is copied from soonest. On
+    a CPU they are threads: they share its cores with the model in any case, and a process that has
+    forked has to copy each page that it writes to, of weights and moments gigabytes.
     """
+    these = _These(range(len(batches)) if numbers is None else numbers, passed)
+    if device.type != "cuda":
+        return _ByThreads(batches, these, workers)
     if workers:
         warm_up()
-    return _Loader(
+    return _ByProcesses(
         batches,  # type: ignore[arg-type]  # any sequence will do
         batch_size=None,
-        sampler=_These(range(len(batches)) if numbers is None else numbers, passed),
+        sampler=these,
         num_workers=workers,
         collate_fn=_tensors,
-        pin_memory=pin,
+        pin_memory=True,
         prefetch_factor=AHEAD if workers else None,
         worker_init_fn=_outlive_signals,
     )
@@ -82,13 +107,6 @@ def keep_memory() -> None:
     with contextlib.suppress(AttributeError, OSError):  # another C library than GNU's
         ctypes.CDLL(None).mallopt(M_MMAP_MAX, 0)
         ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, -1)
-
-
-def give_back_memory() -> None:
-    """Return to the system what this process has freed: after a fork, each page that is written to
-    would be copied, also of memory that nobody uses, which a training on a CPU has gigabytes of."""
-    with contextlib.suppress(AttributeError, OSError):  # another C library than GNU's
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _outlive_signals(worker: int) -> None:

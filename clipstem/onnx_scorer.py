@@ -70,9 +70,7 @@ class OnnxScorer(Engine):
         return self._spec
 
     def load(self, batches: Batches) -> Iterable[PairBatch]:
-        return (
-            read_ahead(batches) if self.workers else map(batches.__getitem__, range(len(batches)))
-        )
+        return read_ahead(batches, range(len(batches)), self.workers)
 
     def facts(self) -> dict[str, Any]:
         return {

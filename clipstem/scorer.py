@@ -63,7 +63,7 @@ class Scorer(Engine):
         return self.model.spec
 
     def load(self, batches: Batches) -> Iterable[PairBatch]:
-        return loader.load(batches, self.trainer.workers, pin=self.device.type == "cuda")
+        return loader.load(batches, self.trainer.workers, self.device)
 
     def facts(self) -> dict[str, Any]:
         return {

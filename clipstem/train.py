@@ -326,9 +326,9 @@ def _fit(
     data = loader.load(
         batches,
         config.trainer.workers,
+        scorer.device,
         numbers=parts[done:, ranks.rank()].ravel().tolist(),
         passed=done * config.accumulate,
-        pin=on_cuda,
     )
     model.train()  # Lightning leaves the mode as it finds it
     with warnings.catch_warnings():
@@ -383,7 +383,7 @@ def _remembering(
     )
     model.eval()
     with console.progress_bar("features", len(batches)) as progress:
-        for batch in loader.load(batches, config.trainer.workers):
+        for batch in loader.load(batches, config.trainer.workers, scorer.device):
             model.remember(batch)
             progress(1)
     log.info("features kept in memory: %.1f MB", model.remembered_bytes / 1e6)

@@ -245,7 +245,6 @@ class Bench:
                 yield (loss.listwise(logits_QK, there.answer_Q) * there.weight_Q).sum()
 
         def open_clip() -> Work:
-            loader.give_back_memory()  # as ours does, before its worker starts
             towers = copy.deepcopy(self.theirs).train()
             shown = [questions[number] for number in order]
             peer = OpenClip(towers, shown, self.device, count, self.workers)
@@ -373,7 +372,7 @@ class Bench:
     def _read(self, dataset: Dataset, split: str, numbers_SN: Any) -> Iterable[PairBatch]:
         tokenizer, spec = self.towers.tokenizer, self.towers.spec
         batches = Batches(dataset, split, numbers_SN, tokenizer, spec, ProblemPicture.added)
-        return loader.load(batches, self.workers, pin=self.device.type == "cuda")
+        return loader.load(batches, self.workers, self.device)
 
     def _there(self, array: Tensor) -> Tensor:
         return array.to(self.device, non_blocking=True)

@@ -148,15 +148,15 @@ def test_every_drawn_question_is_usable_and_all_three_kinds_are_there(dataset: D
 
 def test_reading_ahead_gives_the_same_batches_in_order(dataset: Dataset) -> None:
     made = batches(dataset, batched(np.arange(20), 2))
-    assert all(map(equal, read_ahead(made), all_of(made)))
-    first = next(read_ahead(made))  # who stops early leaves no thread behind
+    assert all(map(equal, read_ahead(made, range(len(made)), 1), all_of(made)))
+    first = next(read_ahead(made, range(len(made)), 1))  # who stops early leaves no thread behind
     assert equal(first, made[0])
 
 
 def test_what_goes_wrong_ahead_is_raised(tmp_path: Path) -> None:
     data = with_a_broken_picture(tmp_path)
     with pytest.raises(ClipstemError, match=r"^question 'q17': a picture is truncated; its batch"):
-        list(read_ahead(batches(data, [[0]], split="train")))
+        list(read_ahead(batches(data, [[0]], split="train"), [0], 1))
 
 
 def test_a_broken_question_leaves_its_place_empty_and_all_else_as_it_is(tmp_path: Path) -> None:
