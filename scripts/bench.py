@@ -61,9 +61,7 @@ TOLERANCE = 1e-4  # of probabilities and losses, fp32 against fp32, at CLIP's hi
 START, END = 49406, 49407  # CLIP's marks
 WARM_UP = 3
 """Training steps before the clock starts, once in a training of thousands of steps: the first one
-starts the workers and takes the memory for gradients and moments; in all of them, pages of memory
-that are written to for the first time since the workers were forked are copied (5 s or more for
-ViT-B/32)."""
+starts the workers, and the memory for gradients and moments comes from the system page by page."""
 
 Work = Callable[[], Any]
 Ways = dict[str, Callable[[], Work]]
@@ -95,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="few questions, one turn")
     parser.add_argument("--full", action="store_true", help=f"{MODELS[1]} on a CPU too")
     parser.add_argument("--model", help=f"a model of open_clip or conf/model; not {MODELS[0]}")
-    parser.add_argument("--workers", type=int, default=1, help="processes that read and decode")
+    parser.add_argument("--workers", type=int, default=1, help="see TrainerConfig")
     parser.add_argument("--out", type=Path, default=bench_report.ROOT, help="a checkout's folder")
     given = parser.parse_args(arguments)
     if not (given.out / "README.md").is_file():
@@ -173,6 +171,8 @@ class Bench:
         self.towers, self.name, self.size = towers, name, size
         self.theirs = as_open_clip_has_it(towers)
         self.workers, self.device = workers, device
+        # A worker is a process there, and on a CPU open_clip's way is faster without one.
+        self.peer_workers = workers if device.type == "cuda" else 0
         self.batch_size = 32 if device.type == "cpu" else 256
         self.flops_picture, self.flops_token = flops(towers, device)
         # Hashed where weights are opened, as they are loaded there: neither is scoring.
@@ -192,7 +192,7 @@ class Bench:
         numbers_SN = batched(np.arange(len(questions)), self.batch_size)
         batches = [batch.map(self._there) for batch in self._read(dataset, "valid", numbers_SN)]
         reference = Reference(self.theirs, questions, self.device)
-        open_clip = OpenClip(self.theirs, questions, self.device, self.batch_size, self.workers)
+        open_clip = OpenClip(self.theirs, questions, self.device, self.batch_size, self.peer_workers)
 
         def clipstem(by: Scorer, known: Sequence[Question] = ()) -> Work:
             memory = Memory()
@@ -247,7 +247,7 @@ class Bench:
         def open_clip() -> Work:
             towers = copy.deepcopy(self.theirs).train()
             shown = [questions[number] for number in order]
-            peer = OpenClip(towers, shown, self.device, count, self.workers)
+            peer = OpenClip(towers, shown, self.device, count, self.peer_workers)
             return steps_of(towers, peer.losses([it.answer for it in shown]), steps)
 
         def clipstem(on_device: bool, half: bool = False) -> Work:
