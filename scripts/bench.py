@@ -192,7 +192,9 @@ class Bench:
         numbers_SN = batched(np.arange(len(questions)), self.batch_size)
         batches = [batch.map(self._there) for batch in self._read(dataset, "valid", numbers_SN)]
         reference = Reference(self.theirs, questions, self.device)
-        open_clip = OpenClip(self.theirs, questions, self.device, self.batch_size, self.peer_workers)
+        open_clip = OpenClip(
+            self.theirs, questions, self.device, self.batch_size, self.peer_workers
+        )
 
         def clipstem(by: Scorer, known: Sequence[Question] = ()) -> Work:
             memory = Memory()
