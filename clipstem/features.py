@@ -80,11 +80,12 @@ class RememberingTowers(Towers):
         """Unit embeddings of what the memory has, or `features` makes."""
 
         def make(new: list[int] | None) -> Tensor:
-            # Tensors made in inference mode could not take part in a training step later.
-            with torch.inference_mode(False), torch.no_grad(), head.taken_off():
+            with head.taken_off():
                 return features(new).float().cpu()
 
-        features_ND = self.here(torch.stack(memory.recall(keys, make)))
+        # Tensors made in inference mode could not take part in a training step later.
+        with torch.inference_mode(False), torch.no_grad():
+            features_ND = self.here(memory.recall(keys, make))
         return unit(head(features_ND.to(self.model.logit_scale.dtype)))
 
 

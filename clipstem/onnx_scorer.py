@@ -83,9 +83,9 @@ class OnnxScorer(Engine):
         self, batches: Iterable[PairBatch], memory: Memory
     ) -> Iterator[tuple[PairBatch, NDArray[np.float32]]]:
         for batch in batches:
-            image_ID = np.stack(memory.recall(batch.pictures, partial(self.pictures, batch)))
+            image_ID = memory.recall(batch.pictures, partial(self.pictures, batch))
             texts = [text.tokens for text in batch.joined]
-            text_UD = np.stack(memory.recall(texts, partial(self.texts, batch)))
+            text_UD = memory.recall(texts, partial(self.texts, batch))
             cosine_VI = pairs.cosines(batch, image_ID, text_UD)
             yield batch, pairs.score(batch, cosine_VI, np.float32(self.bundle.scale))
 

@@ -129,9 +129,9 @@ class Scorer(Engine):
             model.train(was_training)
 
     def _logits(self, model: Towers, batch: PairBatch, memory: Memory) -> Tensor:
-        image_ID = torch.stack(memory.recall(batch.pictures, partial(model.embed_pictures, batch)))
+        image_ID = memory.recall(batch.pictures, partial(model.embed_pictures, batch))
         texts = [text.tokens for text in batch.joined]
-        text_UD = torch.stack(memory.recall(texts, partial(model.embed_texts, batch)))
+        text_UD = memory.recall(texts, partial(model.embed_texts, batch))
         there = replace(batch, pixels_IHWC=batch.pixels_IHWC[:0]).map(
             lambda array: array.to(self.device, non_blocking=True)
         )
