@@ -20,6 +20,9 @@ from zlib_ng import zlib_ng
 
 from clipstem.resize import compiled
 
+HEADER = b"\0\0\0\x0dIHDR"
+BEHIND_HEADER = 8 + 12 + 13  # signature, a chunk's frame, and what it holds
+NOT_USUAL = (b"IHDR", b"acTL", b"fcTL", b"fdAT")  # a second header; frames
 NO_PIXELS = (b"tEXt", b"tIME")  # chunks that may follow the pixels
 
 
@@ -48,8 +51,9 @@ def _of_jpeg(data: bytes, opened: Image) -> NDArray[np.uint8] | None:
 
 
 def _of_png(data: bytes, opened: Image) -> NDArray[np.uint8] | None:
-    width, height, *kind = struct.unpack_from(">II5B", data, 16)
-    if (width, height) != opened.size or kind != [8, 2, 0, 0, 0] or "transparency" in opened.info:
+    name, width, height, *kind = struct.unpack_from(">8sII5B", data, 8)
+    usual = name == HEADER and (width, height) == opened.size and kind == [8, 2, 0, 0, 0]
+    if not usual or "transparency" in opened.info:
         return None  # of 16 bits, interlaced …
     most = height * (1 + 3 * width)
     inflate = zlib_ng.decompressobj()
@@ -67,16 +71,18 @@ def _deflated(data: bytes) -> bytes:
     Raises:
         ValueError, struct.error: where they do not lie together, or more than a note is behind.
     """
-    parts, place, name = [], 8, b""
+    parts: list[bytes] = []
+    place, last, name = BEHIND_HEADER, b"", b""
     while name != b"IEND":
+        last = name
         size, name = struct.unpack_from(">I4s", data, place)
         end = place + 8 + size
         if end + 4 > len(data):
             raise ValueError("truncated")
-        if name == b"IDAT":
+        if name == b"IDAT" and (last == name or not parts):
             parts.append(data[place + 8 : end])
-        elif name in (b"acTL", b"fcTL", b"fdAT") or (parts and name not in (*NO_PIXELS, b"IEND")):
-            raise ValueError("frames, or what Pillow has to judge")
+        elif name in NOT_USUAL or (parts and name not in (*NO_PIXELS, b"IEND")):
+            raise ValueError("for Pillow to judge")
         place = end + 4
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
