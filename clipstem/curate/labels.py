@@ -52,10 +52,13 @@ def judge(
 ) -> Labels:
     """Suspect labels, skill by skill.
 
-    A label is suspected when another option is the most probable of those that reach the skill's
-    threshold: the off-diagonal of the confident joint. Skills with fewer than `FEW` questions share
-    a threshold. Where predictions agree with labels not much more often than guesses do, models
-    know too little: nothing is suspected, and the skill is named as not judged.
+    Of the options that reach the skill's threshold, the most probable is taken for the right one:
+    how often it is the labelled one and how often another is the confident joint. Its share of
+    others, of all of a skill's questions, is how many labels are wrong. Suspected are those that
+    are among as many both with the least confidence and with the lowest margin (cleanlab's
+    `filter_by="both"`). Skills with fewer than `FEW` questions share a threshold. Where predictions
+    agree with labels not much more often than guesses do, models know too little: nothing is
+    suspected, and the skill is named as not judged.
     """
     known_N = answered_N & (answer_N >= 0)
     row_N = np.arange(len(answer_N))
@@ -79,12 +82,22 @@ def judge(
         chance = float((1 / num_options_N[here]).mean())
         threshold = float(confidence_N[here].mean()) if len(here) >= FEW else threshold_all
         is_judged = agreement >= chance + BLIND * (1 - chance) and chance < 1
-        suspected = here[(largest_N[here] >= threshold) & (margin_N[here] < 0)]
+        suspected = here[_suspected(confidence_N[here], margin_N[here], threshold)]
         if is_judged:
             other_N[suspected] = best_N[suspected]
         found = len(suspected) if is_judged else 0
         skills.append(Skill(name, len(here), agreement, chance, threshold, found, is_judged))
     return Labels(confidence_N, margin_N, other_N, tuple(skills))
+
+
+def _suspected(confidence_N: Floats, margin_N: Floats, threshold: float) -> NDArray[np.bool_]:
+    right = int(((confidence_N >= threshold) & (margin_N >= 0)).sum())
+    other = int(((confidence_N - margin_N >= threshold) & (margin_N < 0)).sum())
+    wrong = round(len(margin_N) * other / max(right + other, 1))
+    both_N = margin_N < 0
+    for score_N in (confidence_N, margin_N):
+        both_N &= score_N.argsort(kind="stable").argsort() < wrong
+    return both_N
 
 
 def easiest_first(confidence_N: Floats, spread_N: Floats, suspected_N: NDArray[np.bool_]) -> Ints:

@@ -61,7 +61,7 @@ class Skill:
         questions: with a known answer and a prediction.
         agreement: share of them whose most probable option is the labelled one.
         chance: of a guess.
-        threshold: the probability from which an option is confidently another one.
+        threshold: the probability from which an option counts as the right one.
         suspected: how many labels are.
         is_judged: False where models know too little: then nothing is suspected.
     """
@@ -221,8 +221,9 @@ def _labels(curated: Curated) -> Table:
     blind = sum(not skill.is_judged for skill in curated.skills)
     notes = (
         "Agreement: how often models that have not seen the question choose the labelled option. "
-        "A label is suspected where another option reaches the threshold, the mean probability of "
-        "the skill's labelled options (confident learning, Northcutt et al. 2021). "
+        "How often another option than the labelled one reaches the threshold, the mean "
+        "probability of the skill's labelled options, says how many labels are wrong; the least "
+        "probable and most disputed are suspected (confident learning, Northcutt et al. 2021). "
         f"{count(blind)} skills are not judged: models know too little of them to tell a wrong "
         "label from a hard question.",
     )
