@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,14 @@ def made(kind: str, tmp_path: Path) -> towers.Towers:
 
 def test_the_layout_is_the_fastest_exact_one(kind: str, made: towers.Towers) -> None:
     assert made.tokenizer.layout is LAYOUTS[kind]
+
+
+def test_threads_may_ask_one_tokenizer_at_once(made: towers.Towers) -> None:
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, 9)) for _ in range(500)]
+    apart = [made.tokenizer._encode(text) for text in texts]
+    with ThreadPoolExecutor(4) as threads:
+        assert [*threads.map(made.tokenizer._encode, texts)] == apart
 
 
 def test_questions_are_answered_as_the_oracle_does(made: towers.Towers, drawn_data: Path) -> None:
