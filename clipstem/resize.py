@@ -80,11 +80,11 @@ def _bilinear(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def compiled(function: Any) -> Any:
-    """The function in machine code, kept on disk for the next process."""
+    """The function in machine code, kept on disk for the next process; other threads go on."""
     try:
-        return numba.njit(function, cache=True)
+        return numba.njit(function, cache=True, nogil=True)
     except RuntimeError:  # there is no folder that it may write to: compiled anew in each process
-        return numba.njit(function)
+        return numba.njit(function, nogil=True)
 
 
 @compiled
