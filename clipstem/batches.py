@@ -26,7 +26,7 @@ from clipstem.supervision import Supervision
 from clipstem.tokens import Tokenizer
 
 NOBODY = -1  # a place of a batch without a question
-AHEAD = 4  # batches that each worker has ready before they are asked for
+AHEAD = 4  # batches that are ready before they are asked for
 
 
 @dataclass(frozen=True)
@@ -133,18 +133,18 @@ def read_ahead(batches: Batches, numbers: Sequence[int], threads: int) -> Iterat
     if not threads:
         yield from map(batches.__getitem__, numbers)
         return
-    with ThreadPoolExecutor(threads) as pool:
-        made: deque[Future[PairBatch]] = deque()
-        try:
-            for number in numbers:
-                made.append(pool.submit(batches.__getitem__, number))
-                if len(made) > AHEAD * threads:
-                    yield made.popleft().result()
-            while made:
+    pool = ThreadPoolExecutor(threads)
+    made: deque[Future[PairBatch]] = deque()
+    try:
+        for number in numbers:
+            made.append(pool.submit(batches.__getitem__, number))
+            if len(made) > max(AHEAD, threads):
                 yield made.popleft().result()
-        finally:
-            for waiting in made:
-                waiting.cancel()
+        while made:
+            yield made.popleft().result()
+    finally:
+        # Nobody waits for those that are being made: it may be one of the threads that ends this.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def usable(dataset: Dataset, split: str, answered: bool) -> NDArray[np.bool_]:

@@ -22,8 +22,9 @@ from clipstem.resize import compiled
 
 HEADER = b"\0\0\0\x0dIHDR"
 BEHIND_HEADER = 8 + 12 + 13  # signature, a chunk's frame, and what it holds
-NOT_USUAL = (b"IHDR", b"acTL", b"fcTL", b"fdAT")  # a second header; frames
+NOT_USUAL = (b"IHDR", b"zTXt", b"iTXt", b"acTL", b"fcTL", b"fdAT")  # bombs; frames
 NO_PIXELS = (b"tEXt", b"tIME")  # chunks that may follow the pixels
+MOST_PARTS = 10_000  # of the pixels; usual writers make one of 8 KB or more
 
 
 def rgb(data: bytes, opened: Image) -> NDArray[np.uint8] | None:
@@ -69,7 +70,8 @@ def _deflated(data: bytes) -> bytes:
     """What a PNG's IDAT chunks hold.
 
     Raises:
-        ValueError, struct.error: where they do not lie together, or more than a note is behind.
+        ValueError, struct.error: where they do not lie together, are many, or more than a note is
+            behind them.
     """
     parts: list[bytes] = []
     place, last, name = BEHIND_HEADER, b"", b""
@@ -79,7 +81,7 @@ def _deflated(data: bytes) -> bytes:
         end = place + 8 + size
         if end + 4 > len(data):
             raise ValueError("truncated")
-        if name == b"IDAT" and (last == name or not parts):
+        if name == b"IDAT" and (last == name or not parts) and len(parts) < MOST_PARTS:
             parts.append(data[place + 8 : end])
         elif name in NOT_USUAL or (parts and name not in (*NO_PIXELS, b"IEND")):
             raise ValueError("for Pillow to judge")
@@ -94,22 +96,22 @@ def _unfilter(lines_HB: Any, pixels_HW3: Any) -> bool:
     above = np.zeros(width * 3, np.uint8)
     for y in range(height):
         given, row = lines_HB[y, 1:], pixels_HW3[y].reshape(-1)
-        filter = lines_HB[y, 0]
-        if filter == 0:
+        kind = lines_HB[y, 0]
+        if kind == 0:
             row[:] = given
-        elif filter == 1:
+        elif kind == 1:
             row[:3] = given[:3]
             for i in range(3, len(row)):
                 row[i] = given[i] + row[i - 3]
-        elif filter == 2:
+        elif kind == 2:
             for i in range(len(row)):
                 row[i] = given[i] + above[i]
-        elif filter == 3:
+        elif kind == 3:
             for i in range(3):
                 row[i] = given[i] + (above[i] >> 1)
             for i in range(3, len(row)):
                 row[i] = given[i] + ((np.int32(row[i - 3]) + np.int32(above[i])) >> 1)
-        elif filter == 4:
+        elif kind == 4:
             for i in range(3):
                 row[i] = given[i] + above[i]
             for i in range(3, len(row)):

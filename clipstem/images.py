@@ -305,10 +305,11 @@ def warm_up() -> None:
         from clipstem.resize import resized
     except ImportError:
         return
-    _machine_code.append(_MachineCode(rgb, resized))
-    picture = io.BytesIO()
-    Image.new("RGB", (2, 2)).save(picture, "PNG")
-    to_pixels(picture.getvalue(), PictureSpec(1))  # compiles
+    _machine_code[:] = [_MachineCode(rgb, resized)]
+    for mode in ("RGB", "L"):  # read by each; compiles
+        picture = io.BytesIO()
+        Image.new(mode, (2, 2)).save(picture, "PNG")
+        to_pixels(picture.getvalue(), PictureSpec(1))
 
 
 _machine_code: list[_MachineCode] = []  # one at most

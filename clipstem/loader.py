@@ -40,14 +40,15 @@ class _These(Sampler[int]):
 @dataclass(frozen=True)
 class _ByThreads:
     batches: Batches
-    these: _These
+    numbers: Sequence[int]
+    passed: int
     threads: int
 
     def __iter__(self) -> Iterator[PairBatch]:
-        return map(_tensors, read_ahead(self.batches, self.these.numbers, self.threads))
+        return map(_tensors, read_ahead(self.batches, self.numbers, self.threads))
 
     def __len__(self) -> int:
-        return len(self.these)
+        return self.passed + len(self.numbers)
 
 
 class _ByProcesses(DataLoader[PairBatch]):
@@ -81,15 +82,15 @@ def load(
     a CPU they are threads: they share its cores with the model in any case, and a process that has
     forked has to copy each page that it writes to, of weights and moments gigabytes.
     """
-    these = _These(range(len(batches)) if numbers is None else numbers, passed)
+    numbers = range(len(batches)) if numbers is None else numbers
     if device.type != "cuda":
-        return _ByThreads(batches, these, workers)
+        return _ByThreads(batches, numbers, passed, workers)
     if workers:
         warm_up()
     return _ByProcesses(
         batches,  # type: ignore[arg-type]  # any sequence will do
         batch_size=None,
-        sampler=these,
+        sampler=_These(numbers, passed),
         num_workers=workers,
         collate_fn=_tensors,
         pin_memory=True,

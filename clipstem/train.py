@@ -332,7 +332,7 @@ def _fit(
     )
     model.train()  # Lightning leaves the mode as it finds it
     with warnings.catch_warnings():
-        # One process reads ahead of the model on purpose, and the loader is resumed by `start`.
+        # The loader reads ahead by its own means, and is given what is left to do.
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own use of torch

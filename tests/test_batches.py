@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -148,9 +149,23 @@ def test_every_drawn_question_is_usable_and_all_three_kinds_are_there(dataset: D
 
 def test_reading_ahead_gives_the_same_batches_in_order(dataset: Dataset) -> None:
     made = batches(dataset, batched(np.arange(20), 2))
-    assert all(map(equal, read_ahead(made, range(len(made)), 1), all_of(made)))
-    first = next(read_ahead(made, range(len(made)), 1))  # who stops early leaves no thread behind
-    assert equal(first, made[0])
+    for threads in (0, 1, 3):
+        found = [*read_ahead(made, range(len(made)), threads)]
+        assert len(found) == len(made)
+        assert all(map(equal, found, all_of(made)))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_who_stops_early_leaves_no_thread_behind(dataset: Dataset, threads: int) -> None:
+    made, before = batches(dataset, batched(np.arange(20), 2)), set(threading.enumerate())
+    ahead = read_ahead(made, range(len(made)), threads)
+    assert equal(next(ahead), made[0])
+    started = set(threading.enumerate()) - before
+    assert len(started) == threads
+    del ahead
+    for thread in started:
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 def test_what_goes_wrong_ahead_is_raised(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_equal_numbers_of_options_are_cleanlabs_on_all_rotations(options: int) -
     ).reshape(options, count)
     everybody, skill_N = np.ones(count, np.bool_), np.full(count, "s", dtype=object)
     ours = labels.judge(probs_NK, answer_N, np.full(count, options), skill_N, everybody)
-    # Theirs counts for each pair of places on its own, so that rounding moves one or two.
+    # Theirs counts for each pair of places on its own, so that rounding moves a few.
     differ_RN = (ours.other_N >= 0) != theirs_RN
     assert differ_RN.sum(axis=1).max() <= (0 if options == 2 else 3)
     assert 10 < (ours.other_N >= 0).sum() < 80

@@ -16,7 +16,9 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -32,7 +34,7 @@ from hostile.table import CASES, Accepted, Case, Refused, Skipped
 from preparing import encoded, lines, png_header, prepared, questions_of, skipped
 
 import clipstem
-from clipstem import exam, prediction
+from clipstem import exam, images, prediction
 from clipstem.ask.answers import opened
 from clipstem.ask.parsing import parse, probabilities
 from clipstem.ask.prompts import read_captions
@@ -118,7 +120,11 @@ def read_picture(folder: Path) -> Any:
     """All that is done with pictures; each refuses it, or none."""
     data = (folder / "picture").read_bytes()
     check_picture(data, decode=True)
+    images.warm_up()
     pixels = [to_pixels(data, PictureSpec(32, fit)) for fit in PictureFit]
+    with mock.patch.object(images, "_machine_code", []):
+        for fit, found in zip(PictureFit, pixels, strict=True):
+            assert np.array_equal(to_pixels(data, PictureSpec(32, fit)), found)
     thumbnail(data, 30)
     decoded(data)
     shrink(data, 30)

@@ -217,6 +217,8 @@ UNUSUAL = {
     "a second header": png(FLAT, chunk(b"IHDR", struct.pack(">II5B", 2, 2, 8, 2, 0, 0, 1))),
     "frames": png(FLAT, chunk(b"acTL", struct.pack(">II", 1, 0))),
     "ends before its end": png(FLAT)[:-12],
+    "a text that is a bomb": png(FLAT, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**20)))),
+    "ten thousand parts": png(FLAT, *[chunk(b"IDAT")] * 10_000),
     "a JPEG that ends early": ZOO["JPEG RGB"][:-100],
 }
 
@@ -242,12 +244,12 @@ LARGE = {kind: encoded(image(width=120, height=90), kind) for kind in ("PNG", "J
 
 
 @pytest.mark.parametrize("kind", LARGE)
-@given(filters=st.data())
-def test_damage_is_found_as_pillow_finds_it(kind: str, filters: st.DataObject) -> None:
+@given(damage=st.data())
+def test_damage_is_found_as_pillow_finds_it(kind: str, damage: st.DataObject) -> None:
     data = bytearray(LARGE[kind])
-    for _ in range(filters.draw(st.integers(0, 3))):
-        data[filters.draw(st.integers(0, len(data) - 1))] = filters.draw(st.integers(0, 255))
-    cut = bytes(data[: filters.draw(st.integers(len(data) // 2, len(data)))])
+    for _ in range(damage.draw(st.integers(0, 3))):
+        data[damage.draw(st.integers(0, len(data) - 1))] = damage.draw(st.integers(0, 255))
+    cut = bytes(data[: damage.draw(st.integers(len(data) // 2, len(data)))])
     np.testing.assert_equal(seen(cut), seen(cut, by_pillow=True))
 
 

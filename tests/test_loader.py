@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -93,6 +95,42 @@ def test_a_broken_picture_is_one_line_that_names_its_question(
     assert str(error.value) == (
         "question 'q17': a picture is truncated; its batch has no other question"
     )
+
+
+STOPPED = """
+import signal, sys
+import numpy as np, torch
+from test_batches import batches
+from clipstem.batches import batched
+from clipstem.loader import load
+from clipstem.shards import open_dataset
+heard = []
+signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+made = batches(open_dataset(sys.argv[1]), batched(np.arange(40), 2))
+given = iter(load(made, 2, torch.device("cuda")))
+next(given)
+print("ready", flush=True)
+sys.stdin.readline()
+print(1 + len(list(given)), len(heard))
+"""
+
+
+def test_processes_outlive_a_signal_to_all_and_end_with_the_run(drawn_data: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", STOPPED, str(drawn_data)]
+    with subprocess.Popen(
+        command,
+        cwd=Path(__file__).parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as run:
+        assert run.stdin and run.stdout and run.stdout.readline() == "ready\n"
+        os.killpg(run.pid, signal.SIGTERM)  # every process of the run, as SLURM does
+        found, _ = run.communicate("go on\n", timeout=100)
+    assert (run.returncode, found) == (0, "20 1\n")
+    with pytest.raises(ProcessLookupError):
+        os.killpg(run.pid, 0)
 
 
 FAULTS_OF_A_STEP = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +33,37 @@ def test_a_memory_gives_each_key_its_own_row(asked: list[list[int]], data: st.Da
         assert memory.nbytes == 8 * len(memory._place)
     if memory.size >= 13:
         assert made == len({key for keys in asked for key in keys})
+
+
+@pytest.mark.parametrize("of_numpy", [True, False])
+def test_rows_come_from_every_block(of_numpy: bool) -> None:
+    memory, rng = Memory(size=5000), np.random.default_rng(0)
+
+    def rows(keys: Any) -> Any:
+        made = np.stack([keys, keys], axis=1).astype(np.float32)
+        return made if of_numpy else torch.from_numpy(made)
+
+    for keys in np.arange(7000).reshape(-1, 100):
+        made = rows(keys)
+        memory.recall(keys.tolist(), lambda _, made=made: made)  # type: ignore[misc]
+    assert len(memory._blocks) > 2
+    keys = rng.permutation(np.arange(2000, 7000))
+    with pytest.raises(ZeroDivisionError):
+        memory.recall([*keys[:5].tolist(), -1], lambda _: 1 // 0)
+    found = memory.recall(keys.tolist(), lambda _: 1 // 0)
+    np.testing.assert_array_equal(np.asarray(found), np.stack([keys, keys], axis=1))
+
+
+def test_a_memory_that_could_not_keep_rows_has_none() -> None:
+    memory = Memory(size=2)
+    row = np.zeros((1, 3), np.float32)
+    memory.recall(["a"], lambda _: row)
+    with pytest.raises(ValueError, match="1 rows were made for 2 keys"):
+        memory.recall(["b", "c"], lambda _: row)
+    with pytest.raises(ValueError, match="shape mismatch"):
+        memory.recall(["b"], lambda _: np.zeros((1, 4), np.float32))
+    assert memory.nbytes == 0
+    assert memory.recall(["a"], lambda _: row + 1).tolist() == [[1, 1, 1]]
 
 
 def test_what_was_asked_for_longest_ago_is_forgotten_first() -> None:

@@ -55,8 +55,8 @@ class TrainerConfig:
     precision: Precision = Precision.auto
     """Arithmetic of the towers; logits, softmax and losses are fp32 always."""
     workers: int = 1
-    """How many read, decode and pack ahead of the model: processes beside a GPU, threads on a CPU;
-    0 does it in between."""
+    """How many read, decode and pack ahead of the model: processes where torch has a GPU, threads
+    on a CPU and for bundles; 0 does it in between."""
     threads: int | None = None
     """CPU threads that torch uses; null leaves it to torch."""
     devices: int | None = 1

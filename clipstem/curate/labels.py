@@ -33,7 +33,7 @@ class Labels:
         confidence_N: probability of the labelled option ("self-confidence"); NaN where unknown.
         margin_N: that minus the largest of the others ("normalized margin"), −1 to 1; NaN likewise.
             The lowest are the most suspicious.
-        other_N: the option that is confidently right instead, or −1.
+        other_N: where the label is suspected, the most probable of the other options; −1 elsewhere.
         skills: by name.
     """
 
@@ -82,7 +82,7 @@ def judge(
         chance = float((1 / num_options_N[here]).mean())
         threshold = float(confidence_N[here].mean()) if len(here) >= FEW else threshold_all
         is_judged = agreement >= chance + BLIND * (1 - chance) and chance < 1
-        suspected = here[_suspected(confidence_N[here], margin_N[here], threshold)]
+        suspected = here[_suspected(confidence_N[here], largest_N[here], threshold)]
         if is_judged:
             other_N[suspected] = best_N[suspected]
         found = len(suspected) if is_judged else 0
@@ -90,9 +90,10 @@ def judge(
     return Labels(confidence_N, margin_N, other_N, tuple(skills))
 
 
-def _suspected(confidence_N: Floats, margin_N: Floats, threshold: float) -> NDArray[np.bool_]:
+def _suspected(confidence_N: Floats, largest_N: Floats, threshold: float) -> NDArray[np.bool_]:
+    margin_N = confidence_N - largest_N
     right = int(((confidence_N >= threshold) & (margin_N >= 0)).sum())
-    other = int(((confidence_N - margin_N >= threshold) & (margin_N < 0)).sum())
+    other = int(((largest_N >= threshold) & (margin_N < 0)).sum())
     wrong = round(len(margin_N) * other / max(right + other, 1))
     both_N = margin_N < 0
     for score_N in (confidence_N, margin_N):

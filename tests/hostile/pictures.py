@@ -59,6 +59,18 @@ def flat(name: str, side: int, mode: str = "RGB", **options: Any) -> Callable[[]
     return lambda: saved(Image.new(mode, (side, side)), name, **options)
 
 
+def many_parts() -> bytes:
+    """Pixels in 100,000 parts, of which nearly all say that nothing comes."""
+    last = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    lines = bytes(2 * (1 + 2 * 3))
+    nothing = b"\0\0\0\xff\xff"
+    stream = b"\x78\x9c" + nothing * 40_000 + last.compress(lines) + last.flush()
+    stream += struct.pack(">I", zlib.adler32(lines))
+    parts = [chunk(b"IDAT", stream[i : i + 2]) for i in range(0, len(stream), 2)]
+    header = chunk(b"IHDR", struct.pack(">II5B", 2, 2, 8, 2, 0, 0, 0))
+    return b"".join([b"\x89PNG\r\n\x1a\n", header, *parts, chunk(b"IEND", b"")])
+
+
 def animated() -> bytes:
     frames = [image().convert("P") for _ in range(5)]
     return saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
@@ -118,6 +130,9 @@ kinds(
         Refused("has 25,000,000 pixels; at most 20,000,000"),
     ),
     ("PNG just small enough", picture(flat("PNG", 4400)), OTHER),
+    ("PNG just small enough for machine code", picture(flat("PNG", 2000)), OTHER),
+    ("JPEG just small enough for machine code", picture(flat("JPEG", 2000)), OTHER),
+    ("PNG in 100,000 parts", picture(many_parts), OTHER),
     ("PNG with alpha, just small enough", picture(flat("PNG", 4400, "RGBA")), OTHER),
     ("PNG of 16 bits, just small enough", picture(flat("PNG", 4400, "I;16")), OTHER),
     (
