@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from clipstem.bank.stem import SCHEMA, BankSplit
 from clipstem.config import SOURCE_SPLITS
-from clipstem.parquet import refuse_bomb
+from clipstem.parquet import refuse_bomb, row_groups
 from clipstem.question import MAX_OPTIONS, ClipstemError, Picture
 
 MAX_CHUNKS = 256  # about: every parquet file makes at least one
@@ -121,11 +121,11 @@ class StemSource:
     def chunks(self) -> list[Chunk]:
         chunks: list[Chunk] = []
         next_row = dict.fromkeys(SOURCE_SPLITS, 0)
-        metas = [(file, self._split(file), self._meta(file)) for file in self._files()]
-        step = chunk_rows(sum(meta.num_rows for _, _, meta in metas))
-        for file, split, meta in metas:
-            for start, stop in _row_groups(meta, step):
-                rows = sum(meta.row_group(group).num_rows for group in range(start, stop))
+        found = [(file, self._split(file), self._rows(file)) for file in self._files()]
+        step = chunk_rows(sum(sum(rows_G) for _, _, rows_G in found))
+        for file, split, rows_G in found:
+            for start, stop in _stretches(rows_G, step):
+                rows = sum(rows_G[start:stop])
                 key = sum(next_row.values())
                 name = file.relative_to(self.folder).as_posix()
                 chunks.append(Chunk(name, split, key, next_row[split], rows, start, stop))
@@ -178,12 +178,13 @@ class StemSource:
                 return split
         raise ClipstemError(f"{file}: its name must start with its split: train, valid or test")
 
-    def _meta(self, path: Path) -> pq.FileMetaData:
+    def _rows(self, path: Path) -> list[int]:
+        """How many rows each row group of a file has that may be read."""
         try:
             if not path.is_file():
                 raise OSError("it is no plain file")
             with pq.ParquetFile(path) as file:
-                found, meta = file.schema_arrow, file.metadata
+                found = file.schema_arrow
         except (pa.ArrowException, OSError, UnicodeError) as error:
             raise ClipstemError(f"{path}: is no parquet file ({one_line(error)})") from None
         if len(set(found.names)) < len(found.names):
@@ -200,10 +201,11 @@ class StemSource:
                     f"expected {field.type}"
                 )
         try:
-            refuse_bomb(meta, path.stat().st_size, SCHEMA.names)
+            groups = row_groups(path)
+            refuse_bomb(groups, path.stat().st_size, SCHEMA.names)
         except ClipstemError as error:
             raise ClipstemError(f"{path}: {error}; such a file is not read") from None
-        return meta
+        return [group.rows for group in groups]
 
 
 def _castable(found: pa.DataType, wanted: pa.DataType) -> bool:
@@ -217,12 +219,12 @@ def _castable(found: pa.DataType, wanted: pa.DataType) -> bool:
     return True
 
 
-def _row_groups(meta: pq.FileMetaData, step: int) -> Iterator[tuple[int, int]]:
+def _stretches(rows_G: Sequence[int], step: int) -> Iterator[tuple[int, int]]:
     """Stretches of row groups with about `step` rows each."""
     start = rows = 0
-    for group in range(meta.num_row_groups):
-        rows += meta.row_group(group).num_rows
-        if rows >= step or group == meta.num_row_groups - 1:
+    for group, count in enumerate(rows_G):
+        rows += count
+        if rows >= step or group == len(rows_G) - 1:
             yield start, group + 1
             start, rows = group + 1, 0
 
