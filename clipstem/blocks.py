@@ -101,14 +101,15 @@ class Attention(nn.MultiheadAttention):
         is_plain = is_plain and query is key is value and key_padding_mask is None
         is_plain = is_plain and not need_weights and not is_causal
         # Masks with a row for each head, and boolean ones, mean something else to `attend`.
-        mask = attn_mask
-        is_plain = is_plain and (mask is None or (mask.dim() == 2 and mask.is_floating_point()))
+        is_plain = is_plain and (
+            attn_mask is None or (attn_mask.dim() == 2 and attn_mask.is_floating_point())
+        )
         if is_plain and takes_onednn(query, self.in_proj_weight):
-            return attend(self, query, mask), None
+            return attend(self, query, attn_mask), None
         return super().forward(
             *(query, key, value, key_padding_mask),
             need_weights=need_weights,
-            attn_mask=mask,
+            attn_mask=attn_mask,
             average_attn_weights=average_attn_weights,
             is_causal=is_causal,
         )

@@ -1,4 +1,4 @@
-"""Pillow's pixels of the usual pictures, in a third of its time: RGB as PNG and as JPEG.
+"""Pillow's pixels of the usual pictures, sooner than Pillow has them: RGB as PNG and as JPEG.
 
 A picture comes here opened by Pillow, which has read and checked its header. What is not wholly
 usual gives None, and Pillow decides what it is, so that it is also Pillow that finds fault.
@@ -24,6 +24,9 @@ HEADER = b"\0\0\0\x0dIHDR"
 BEHIND_HEADER = 8 + 12 + 13  # signature, a chunk's frame, and what it holds
 NOT_USUAL = (b"IHDR", b"zTXt", b"iTXt", b"acTL", b"fcTL", b"fdAT")  # bombs; frames
 NO_PIXELS = (b"tEXt", b"tIME")  # chunks that may follow the pixels
+# What the decoders raise for broken streams; Pillow then says what is wrong with them. Of any type,
+# because the stubs of zlib-ng have an instance for its class.
+BROKEN: tuple[Any, ...] = (ValueError, struct.error, zlib_ng.error, MemoryError)
 MOST_PARTS = 10_000  # of the pixels; usual writers make one of 8 KB or more
 
 
@@ -38,8 +41,8 @@ def rgb(data: bytes, opened: Image) -> NDArray[np.uint8] | None:
                 return _of_png(data, opened)
             case "JPEG":
                 return _of_jpeg(data, opened)
-    except Exception:  # hostile streams make the decoders raise anything
-        pass
+    except BROKEN:
+        return None
     return None
 
 

@@ -18,8 +18,7 @@ class Memory:
 
     At most `size` rows, or as many as were asked for at once; those that nobody has asked for
     longest are forgotten: 65,536 of 768 numbers are 0.2 GB. They lie in blocks, each as large as
-    all before it, so that none is ever copied: as tensors of their own, rows of 192 numbers took
-    three times their memory.
+    all before it, so that none is ever copied: tensors of their own take far more than their rows.
     """
 
     def __init__(self, size: int = 65_536) -> None:

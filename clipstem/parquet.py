@@ -41,12 +41,14 @@ def row_groups(source: Path | pa.NativeFile) -> list[RowGroup]:
     Raises:
         ClipstemError: for a footer that is none.
     """
-    file = source if isinstance(source, pa.NativeFile) else pa.OSFile(str(source))
-    file.seek(file.size() - 8)
-    length = int.from_bytes(file.read(4), "little")
-    file.seek(file.size() - 8 - length)
+    if isinstance(source, Path):
+        with pa.OSFile(str(source)) as file:
+            return row_groups(file)
+    source.seek(source.size() - 8)
+    length = int.from_bytes(source.read(4), "little")
+    source.seek(source.size() - 8 - length)
     try:
-        footer = _Thrift(file.read(length)).struct()
+        footer = _Thrift(source.read(length)).struct()
         # Fields by their numbers and kinds in parquet-format's `parquet.thrift`.
         return [_row_group(group) for group in footer.get((4, LIST), ())]
     except (IndexError, RecursionError, TypeError, AttributeError):
@@ -121,6 +123,8 @@ class _Thrift:
 
     def _bytes(self, count: int) -> bytes:
         self.at += count
+        if self.at > len(self.data):
+            raise IndexError
         return self.data[self.at - count : self.at]
 
     def _unsigned(self) -> int:

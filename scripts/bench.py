@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="few questions, one turn")
     parser.add_argument("--full", action="store_true", help=f"{MODELS[1]} on a CPU too")
     parser.add_argument("--model", help=f"a model of open_clip or conf/model; not {MODELS[0]}")
-    parser.add_argument("--workers", type=int, default=1, help="see TrainerConfig")
+    parser.add_argument("--workers", type=int, default=1, help="as trainer.workers")
     parser.add_argument("--out", type=Path, default=bench_report.ROOT, help="a checkout's folder")
     given = parser.parse_args(arguments)
     if not (given.out / "README.md").is_file():

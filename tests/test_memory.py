@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,7 @@ def test_rows_come_from_every_block(of_numpy: bool) -> None:
         return made if of_numpy else torch.from_numpy(made)
 
     for keys in np.arange(7000).reshape(-1, 100):
-        made = rows(keys)
-        memory.recall(keys.tolist(), lambda _, made=made: made)  # type: ignore[misc]
+        memory.recall(keys.tolist(), partial(lambda made, _: made, rows(keys)))
     assert len(memory._blocks) > 2
     keys = rng.permutation(np.arange(2000, 7000))
     with pytest.raises(ZeroDivisionError):

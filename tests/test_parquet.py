@@ -88,9 +88,11 @@ def test_row_groups_are_those_that_pyarrow_sees(
         assert group == parquet.RowGroup(theirs.num_rows, values, expanded_bytes)
 
 
-@pytest.mark.parametrize(
-    "footer", [b"", b"\x49", b"\x49\x1c" + b"\x1c" * 5000, b"\x49\x15\x02", b"\x4b"]
-)
+ENDLESS = b"\x19\xf7" + b"\xff" * 8 + b"\x01"  # a list of doubles
+NO_FOOTERS = [b"", b"\x49", b"\x49\x1c" + b"\x1c" * 5000, b"\x49\x15\x02", b"\x4b", ENDLESS]
+
+
+@pytest.mark.parametrize("footer", NO_FOOTERS)
 def test_a_footer_that_is_none_is_refused(footer: bytes) -> None:
     data = b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"
     with pytest.raises(ClipstemError, match="has a footer that is none"):
