@@ -5,7 +5,6 @@ Q questions, K most options.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -114,8 +113,7 @@ class Scorer(Engine):
         # Where it was trained, Lightning has left it on the host.
         model = self.model.to(self.device)
         if self.trainer.precision is Precision.bf16:
-            model = copy.deepcopy(model)
-            model.model.bfloat16()
+            model = model.in_bf16()
         was_training = model.training
         model.eval()
         try:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given as drawn
 from hypothesis import strategies as st
-from open_clip.transformer import QuickGELU
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.profiler import profile
 
@@ -182,3 +183,77 @@ def test_mkl_is_slow_where_it_passes_over_avx512(
     monkeypatch.setattr(blocks, "CPU_INFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert blocks.mkl_is_slow() is is_slow
+
+
+def half(*shape: int) -> Tensor:
+    return random(*shape).bfloat16()
+
+
+needs_bf16 = pytest.mark.skipif(not blocks.can_prepack(), reason="this processor has no AVX-512")
+
+
+@needs_bf16
+@pytest.mark.parametrize("shape", [(2, 50, 64), (3000, 64), (1, 64), (0, 64)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_packed_layer_is_the_layer(shape: tuple[int, ...], biased: bool) -> None:
+    weight, bias = random(40, 64) / 8, random(40) if biased else None
+    expected = F.linear(half(*shape).float(), weight, bias)
+    with torch.inference_mode():
+        found = blocks.PrepackedLinear(weight, bias)(half(*shape))
+    assert found.dtype is torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, atol=3e-2, rtol=2e-2)
+
+
+@needs_bf16
+@pytest.mark.parametrize("size", [(64, 96), (70, 99)], ids=["whole", "with a rest"])
+@pytest.mark.parametrize("patch", [(32, 32), (16, 32)])
+def test_packed_patches_are_the_convolution(size: tuple[int, int], patch: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 24, patch, patch).requires_grad_(False)
+    pixels = half(2, 3, *size)
+    found = blocks.PrepackedPatches(convolution)(pixels)
+    expected = convolution(pixels.float())
+    torch.testing.assert_close(found.float(), expected, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("mask", ["none", "boolean", "added"])
+def test_attention_in_bf16_is_torchs(mask: str) -> None:
+    shape = (3, 2, 20, 32)
+    draws = [torch.Generator().manual_seed(number) for number in range(3)]
+    q, k, v = (torch.randn(shape, generator=draw) for draw in draws)
+    may_look = random(3, 1, 20, 20) > 0
+    may_look |= torch.eye(20, dtype=torch.bool)
+    added = torch.zeros(3, 1, 20, 20).masked_fill(~may_look, -torch.inf)
+    looks = {"none": None, "boolean": may_look, "added": added}[mask]
+    found = blocks.attention_in_bf16(q.bfloat16(), k.bfloat16(), v.bfloat16(), looks)
+    expected = F.scaled_dot_product_attention(q, k, v, looks)
+    torch.testing.assert_close(found.float(), expected, atol=3e-2, rtol=3e-2)
+
+
+@needs_bf16
+@pytest.mark.parametrize(
+    ("activation", "fused"),
+    [
+        (blocks.InPlaceQuickGELU(), True),
+        (nn.GELU(), True),
+        (nn.GELU("tanh"), False),
+        (nn.SiLU(), False),
+    ],
+)
+def test_a_packed_block_is_the_block(activation: nn.Module, fused: bool) -> None:
+    torch.manual_seed(0)
+    given = ResidualAttentionBlock(64, 4, act_layer=lambda: activation, batch_first=True).eval()
+    may_look = torch.ones(2, 1, 20, 20, dtype=torch.bool).tril()
+    x = random(2, 20, 64)
+    packed = copy.deepcopy(given)
+    blocks.prepack(packed)
+    with torch.inference_mode():
+        expected = blocks.block(given, x, may_look)
+        packed = packed.bfloat16()
+        found = blocks.block(packed, x.bfloat16(), may_look)
+        alone = packed(x.bfloat16())  # as a picture tower runs it, without a mask
+        torch.testing.assert_close(alone.float(), given(x), atol=6e-2, rtol=3e-2)
+    torch.testing.assert_close(found.float(), expected, atol=6e-2, rtol=3e-2)
+    assert isinstance(packed.mlp.gelu, nn.Identity) is fused
+    left = [it for it in packed.modules() if isinstance(it, nn.Linear | nn.MultiheadAttention)]
+    assert not left

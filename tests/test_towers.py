@@ -2,18 +2,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file
+from torchvision import transforms
 
-from clipstem import towers
-from clipstem.blocks import SplitAttention
+from clipstem import blocks, towers
+from clipstem.blocks import PrepackedLinear, SplitAttention
 from clipstem.command import model_config
 from clipstem.config import ModelConfig, PictureFit
-from clipstem.packing import PackedTexts, pack
+from clipstem.packing import PackedTexts, lay_out, pack
 from clipstem.question import ClipstemError
 from clipstem.tokens import JoinedText, Layout, join
 from clipstem.towers import TextTokenizer, Towers
@@ -214,3 +216,64 @@ def test_a_tensor_with_two_names_is_saved_under_both(tmp_path: Path) -> None:
     made.save(tmp_path)
     stored = load_file(tmp_path / towers.WEIGHTS_FILE)
     assert torch.equal(stored["twin"], stored["token_embedding.weight"])
+
+
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 3}
+VIT = {"image_size": 40, "patch_size": 16, "layers": 3, "width": 64, "head_width": 32}
+TIMM = {"timm_pool": "", "timm_proj": "linear", "image_size": 32}
+
+
+@pytest.mark.parametrize("prepacks", [True, False])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"vision_cfg": VIT},
+        {"vision_cfg": VIT, "quick_gelu": True},
+        {"vision_cfg": {**VIT, "ls_init_value": 0.1, "attentional_pool": True}},
+        {"vision_cfg": VIT, "text_cfg": {**TEXT, "no_causal_mask": True}, "custom_text": True},
+        {"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}},
+        {"vision_cfg": {**TIMM, "timm_model_name": "test_vit"}},
+        {"vision_cfg": {**TIMM, "timm_model_name": "test_efficientnet"}},
+    ],
+    ids=["vit", "quick", "pooler", "seeing padding", "resnet", "timm vit", "timm convolutions"],
+)
+def test_a_copy_in_bf16_gives_nearly_the_same_and_leaves_the_weights(
+    given: dict[str, Any], prepacks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if prepacks and not blocks.can_prepack():
+        pytest.skip("this processor has no AVX-512")
+    monkeypatch.setattr(towers, "can_prepack", lambda: prepacks)
+    architecture = {"embed_dim": 32, "text_cfg": TEXT, **given}
+    ours = towers.create(ModelConfig(name="small", architecture=architecture)).eval()
+    before = {name: (value, value.clone()) for name, value in ours.model.state_dict().items()}
+    pixels = torch.randint(0, 256, (3, *[ours.spec.size] * 2, 3), dtype=torch.uint8)
+    texts = as_tensors(
+        lay_out(join("Which one?", ["a circle", "both"], ours.tokenizer), ours.tokenizer)
+    )
+    with torch.inference_mode():
+        half = ours.in_bf16()
+        for name, one in (("encode_pictures", pixels), ("encode_texts", texts)):
+            exact, found = (getattr(towers_, name)(one) for towers_ in (ours, half))
+            assert found.dtype is torch.float32
+            assert (exact * found).sum(-1).min() > 0.999
+    assert all(it.dtype is not torch.float32 for it in half.model.parameters())
+    after = ours.model.state_dict()
+    assert list(after) == list(before)
+    for name, (value, copy) in before.items():
+        assert after[name].data_ptr() == value.data_ptr() and torch.equal(value, copy), name
+    prepacked = any(isinstance(it, PrepackedLinear) for it in half.modules())
+    # The text tower's blocks are open_clip's even where the picture tower's are not.
+    assert prepacked is prepacks
+
+
+def test_pixels_are_normalised_as_torchvision_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit, and rows of another length than columns."""
+    ours = towers.create(model_config("tiny_vit"))
+    seen = []
+    monkeypatch.setattr(ours.model, "encode_image", lambda pixels: seen.append(pixels))
+    pixels = torch.randint(0, 256, (2, 8, 12, 3), dtype=torch.uint8)
+    ours.picture_features(pixels)
+    to_tensor = transforms.ToTensor()
+    normalise = transforms.Normalize(ours.spec.mean, ours.spec.std)
+    for one, found in zip(pixels, seen[0], strict=True):
+        assert torch.equal(found, normalise(to_tensor(one.numpy())))
