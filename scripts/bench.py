@@ -66,6 +66,9 @@ starts the workers, and the memory for gradients and moments comes from the syst
 Work = Callable[[], Any]
 Ways = dict[str, Callable[[], Work]]
 """What is timed, by the way's name; calling it makes ready and gives the work."""
+Layer = Callable[[Tensor], Tensor]
+LayerOf = Callable[[Tensor], Layer]
+"""Makes a layer of its weight."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "workers": given.workers,
         "sizes": {name: dataclasses.asdict(size) for name, size in sizes.items()},
         "matrix_tflops": {
-            name: matrix_rate(device, dtype, product)
-            for name, (dtype, product) in products(device).items()
+            name: matrix_rate(device, dtype, layer_of)
+            for name, (dtype, layer_of) in products(device).items()
         },
         "results": [
             it for name in names for it in measure(name, sizes[name], given.workers, device)
@@ -437,22 +440,36 @@ def flops(towers: Towers, device: torch.device) -> tuple[float, float]:
     return of_picture.get_total_flops(), of_text.get_total_flops() / context
 
 
-def products(device: torch.device) -> dict[str, tuple[torch.dtype, Callable[..., Tensor]]]:
-    """torch's products of matrices, and clipstem's where it has another."""
-    found: dict[str, tuple[torch.dtype, Callable[..., Tensor]]] = {
-        "fp32": (torch.float32, F.linear),
-        "bf16": (torch.bfloat16, F.linear),
+def products(device: torch.device) -> dict[str, tuple[torch.dtype, LayerOf]]:
+    """torch's products with a matrix, and clipstem's where it has others."""
+
+    def plain(weight: Tensor) -> Layer:
+        return lambda x: F.linear(x, weight)
+
+    def ours(weight: Tensor) -> Layer:
+        return lambda x: blocks.linear(x, weight, None)
+
+    found: dict[str, tuple[torch.dtype, LayerOf]] = {
+        "fp32": (torch.float32, plain),
+        "bf16": (torch.bfloat16, plain),
     }
     if device.type == "cpu" and blocks.MKL_IS_SLOW:
-        found["fp32_clipstem"] = (torch.float32, blocks.linear)
+        found["fp32_clipstem"] = (torch.float32, ours)
+    if device.type == "cpu" and blocks.can_prepack():
+        found["bf16_clipstem"] = (
+            torch.bfloat16,
+            lambda weight: blocks.PrepackedLinear(weight, None),
+        )
     return found
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, product: Callable[..., Tensor]) -> float:
+def matrix_rate(device: torch.device, dtype: torch.dtype, layer_of: LayerOf) -> float:
     """Floating-point operations a second of a large product, in units of 10^12."""
     side = 8192 if device.type == "cuda" else 2048
     a = torch.randn(side, side, device=device, dtype=dtype)
-    seconds, _ = in_turns({"product": lambda: lambda: product(a, a, None)}, 5, device)
+    layer = layer_of(a)
+    with torch.no_grad():
+        seconds, _ = in_turns({"product": lambda: lambda: layer(a)}, 5, device)
     return round(2 * side**3 / min(seconds["product"]) / 1e12, 3)
 
 

@@ -100,8 +100,9 @@ def table(figures: dict[str, Any]) -> str:
         "",
         f"{figures['machine']['cpu']}, {figures['machine']['cores']} cores; {figures['device']}; "
         f"{figures['threads']} threads, {figures['workers']} worker; {sizes}; products "
-        f"of matrices at {rates['fp32']} (fp32), {_own_rate(figures)} (clipstem's in fp32) and "
-        f"{rates['bf16']} (bf16) TFLOP/s, {used(figures):.0%} of clipstem's reached by scoring; "
+        f"of matrices at {rates['fp32']} TFLOP/s ({_own_rate(figures, 'fp32')} clipstem's) in fp32 "
+        f"and {rates['bf16']} ({_own_rate(figures, 'bf16')}) in bf16, {used(figures):.0%} of "
+        f"clipstem's in fp32 reached by scoring; "
         f"most memory {figures['peak_gib']['process']} GiB; torch "
         f"{figures['versions']['torch']}, commit {str(figures['commit'])[:10]}.",
     ]
@@ -115,13 +116,13 @@ def used(figures: dict[str, Any]) -> float:
         for result in figures["results"]
         if result["what"] == "scoring"
     ]
-    return max(rates) / (1000 * _own_rate(figures))
+    return max(rates) / (1000 * _own_rate(figures, "fp32"))
 
 
-def _own_rate(figures: dict[str, Any]) -> float:
-    """Of clipstem's products in fp32, 10^12 operations a second; where none is told, torch's."""
-    rates = figures["matrix_tflops"]
-    return rates.get("fp32_clipstem", rates["fp32"])
+def _own_rate(figures: dict[str, Any], precision: str) -> float:
+    """Of clipstem's products, 10^12 operations a second; where none is told, torch's."""
+    rates: dict[str, float] = figures["matrix_tflops"]
+    return rates.get(f"{precision}_clipstem", rates[precision])
 
 
 def _number(value: float | None, digits: int) -> str:
