@@ -1,6 +1,6 @@
 """The layers of open_clip's towers: which of them learn, how fast, and with what regularisation.
 
-Beside `towers` the only module that knows open_clip's classes.
+Beside `towers` the only module that knows the classes of open_clip's towers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The picture and the text tower of a CLIP model. The only module that imports open_clip.
+"""The picture and the text tower of a CLIP model.
 
 I distinct pictures, U distinct texts in R packed rows of T tokens, D the embeddings' width,
 H height, W width, C channels.
@@ -7,7 +7,6 @@ H height, W width, C channels.
 from __future__ import annotations
 
 import copy
-import difflib
 import hashlib
 import json
 import logging
@@ -17,7 +16,6 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.hf_model import HFTextEncoder
-from open_clip.tokenizer import HFTokenizer, get_clean_fn
+from open_clip.tokenizer import HFTokenizer
 from open_clip.transformer import QuickGELU, VisionTransformer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -42,124 +40,26 @@ from clipstem.blocks import (
     can_prepack,
     prepack,
 )
+from clipstem.clip_tokenizer import TextTokenizer
 from clipstem.config import ModelConfig
-from clipstem.images import MAX_SIDE, PictureSpec
+from clipstem.images import PictureSpec
+from clipstem.model_checks import (
+    LOCAL_DIR,
+    TEXT_CONFIG_FOLDER,
+    refuse_contradictions,
+    refuse_hostile,
+    why_not,
+)
 from clipstem.packing import PackedTexts, lay_out, may_look_RTT
 from clipstem.pairs import PairBatch
 from clipstem.question import ClipstemError
-from clipstem.tokens import Layout, Tokens
+from clipstem.tokens import Layout
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
-TEXT_CONFIG_FOLDER = "text_config"  # a Hugging Face text tower's own configuration
-LOCAL_DIR = "local-dir:"
-WORD_END = "</w>"  # of CLIP's byte pairs
-WORDS = (  # that they are made in, as in open_clip
-    r"(?i)<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-)
-TOKENIZER_KWARGS = {"clean", "strip_sep_token", "language"}  # open_clip's; transformers gets others
-LARGEST = {"layers": 512, "image_size": MAX_SIDE, "context_length": 65_536, "vocab_size": 2**21}
-LARGEST_OTHER = 2**17  # of widths and the like
-WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")  # that open_clip looks for
 OPENAI_EXTRAS = {"input_resolution", "context_length", "vocab_size"}  # not weights
 
 log = logging.getLogger(__name__)
-
-
-class TextTokenizer:
-    """An open_clip tokenizer as `tokens.Tokenizer`; a text is encoded once, then remembered.
-
-    Raises:
-        ClipstemError: for a tokenizer that does more than put marks around a text.
-    """
-
-    def __init__(self, tokenizer: Any, layout: Layout) -> None:
-        self.context_length: int = tokenizer.context_length
-        self.layout = layout
-        self._tokenizer = tokenizer
-        if isinstance(tokenizer, open_clip.SimpleTokenizer):
-            self.before: Tokens = (tokenizer.sot_token_id,)
-            self.after: Tokens = (tokenizer.eot_token_id,)
-            self.padding = 0
-        elif isinstance(tokenizer, HFTokenizer) and not tokenizer.tokenizer_mode:
-            self.before, self.after = _marks(tokenizer)
-            self.padding = int(tokenizer.tokenizer.pad_token_id)
-        else:
-            raise ClipstemError(
-                f"the model's tokenizer is {type(tokenizer).__name__} "
-                f"{getattr(tokenizer, 'tokenizer_mode', '')}; expected CLIP's byte pairs or a "
-                "plain Hugging Face tokenizer"
-            )
-        self._remember()
-
-    def save(self, folder: Path) -> None:
-        """Write what open_clip needs to make it again; CLIP's byte pairs need nothing."""
-        if isinstance(self._tokenizer, HFTokenizer):
-            self._tokenizer.save_pretrained(folder)
-
-    @property
-    def clean(self) -> str:
-        """open_clip's name for what it does to a text before it becomes tokens."""
-        names = ("lower", "whitespace", "canonicalize")
-        return next(it for it in names if get_clean_fn(it) is self._tokenizer.clean_fn)
-
-    def export(self, path: Path) -> None:
-        """Write it as a file of the library `tokenizers`, without cleaning and marks."""
-        if isinstance(self._tokenizer, HFTokenizer):
-            self._tokenizer.tokenizer.backend_tokenizer.save(str(path))
-        else:
-            _byte_pairs(self._tokenizer).save(str(path))
-
-    def _encode(self, text: str) -> Tokens:
-        if isinstance(self._tokenizer, HFTokenizer):
-            clean = self._tokenizer.clean_fn(text)
-            return tuple(self._tokenizer.tokenizer(clean, add_special_tokens=False).input_ids)
-        return tuple(self._tokenizer.encode(text))
-
-    def _remember(self) -> None:
-        self.encode = lru_cache(maxsize=65_536)(self._encode)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "encode"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._remember()
-
-
-def _marks(tokenizer: Any) -> tuple[Tokens, Tokens]:
-    """What a Hugging Face tokenizer puts before and behind every text."""
-    whole = tokenizer.tokenizer("a").input_ids
-    own = tokenizer.tokenizer("a", add_special_tokens=False).input_ids
-    start = next(i for i in range(len(whole)) if whole[i : i + len(own)] == own)
-    after = tuple(whole[start + len(own) :])
-    if tokenizer.strip_sep_token:  # open_clip then writes 0 in its place
-        after = tuple(0 if mark == tokenizer.tokenizer.sep_token_id else mark for mark in after)
-    return tuple(whole[:start]), after
-
-
-def _byte_pairs(tokenizer: Any) -> Any:
-    """CLIP's byte pairs as a `tokenizers.Tokenizer`: the same ids for a text that was cleaned."""
-    from tokenizers import Regex, models, pre_tokenizers
-    from tokenizers import Tokenizer as Fast
-
-    vocabulary, merges = dict(tokenizer.encoder), list(tokenizer.bpe_ranks)
-    pieces_of = models.BPE(vocabulary, merges, end_of_word_suffix=WORD_END).tokenize
-    # A mark that stands in a text is one token there. Nothing else joins letters with symbols, so
-    # its pieces can be merged behind all other merges; ids of what is half merged never come out.
-    for mark in ("<start_of_text>", "<end_of_text>"):
-        identity = vocabulary.pop(mark)
-        joined, *others = [piece.value for piece in pieces_of(mark)]
-        for piece in others:
-            merges.append((joined, piece))
-            joined += piece
-            vocabulary.setdefault(joined, tokenizer.vocab_size + len(merges))
-        vocabulary[joined] = identity
-    fast = Fast(models.BPE(vocabulary, merges, end_of_word_suffix=WORD_END))
-    split = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
-    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    fast.pre_tokenizer = pre_tokenizers.Sequence([split, as_bytes])
-    return fast
 
 
 class Towers(nn.Module):
@@ -397,7 +297,7 @@ def create(config: ModelConfig, seed: int = 0) -> Towers:
         except ClipstemError:
             raise
         except Exception as error:  # open_clip raises anything for a file that is not its own
-            raise ClipstemError(_why_not(config, error)) from error
+            raise ClipstemError(why_not(config, error)) from error
     exchange(model, OURS)
     layout, why = layout_of(model)
     log.info("%s: texts are %s: %s", config.name, layout.value, why)
@@ -424,8 +324,8 @@ def layout_of(model: Any) -> tuple[Layout, str]:
 
 
 def _open(config: ModelConfig) -> Any:
-    _refuse_contradictions(config)
-    _refuse_hostile(config)
+    refuse_contradictions(config)
+    refuse_hostile(config)
     if config.architecture:
         return _of_architecture(config)
     given: dict[str, Any] = {"weights_only": True}
@@ -501,124 +401,6 @@ def _is_torchscript(path: Path) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _refuse_contradictions(config: ModelConfig) -> None:
-    """Refuse settings that would be passed over."""
-    if config.architecture and config.name in open_clip.list_models():
-        raise ClipstemError(
-            f"conf key 'model.name': '{config.name}' is an open_clip model, but "
-            "'model.architecture' describes another one; use model=open_clip model.name="
-            f"{config.name}"
-        )
-    given = {"pretrained": config.pretrained, "image_size": config.image_size}
-    for key, value in given.items():
-        if config.architecture and value is not None:
-            raise ClipstemError(
-                f"conf key 'model.{key}': {value} has no effect on model.architecture of "
-                f"'{config.name}'; leave it out, or use model=open_clip model.name=<a model>"
-            )
-    if ":" in config.name and config.pretrained is not None:
-        raise ClipstemError(
-            f"conf key 'model.pretrained': {config.pretrained} has no effect, because "
-            f"'{config.name}' brings its own weights; leave it out"
-        )
-
-
-def _refuse_hostile(config: ModelConfig) -> None:
-    """Refuse a stranger's architecture that would run code or take more memory than its weights.
-
-    open_clip hands `tokenizer_kwargs` on to transformers, where `trust_remote_code` among them runs
-    what lies in the folder.
-
-    Raises:
-        ClipstemError: naming the key.
-    """
-    if not (config.architecture or ":" in config.name):
-        return  # one of open_clip's own
-    given = config.architecture or open_clip.get_model_config(config.name) or {}
-    towers = {name: given.get(name) for name in ("text_cfg", "vision_cfg")}
-    if not all(isinstance(tower, dict) for tower in towers.values()):
-        key = "conf key 'model.architecture'" if config.architecture else f"'{config.name}'"
-        raise ClipstemError(f"{key} is no open_clip model: it has no text_cfg and vision_cfg")
-    text_cfg: dict[str, Any] = given["text_cfg"]
-    kwargs = text_cfg.get("tokenizer_kwargs") or {}
-    strange = sorted(set(kwargs) - TOKENIZER_KWARGS)
-    if strange or not isinstance(kwargs, dict):
-        raise ClipstemError(
-            f"'{config.name}': tokenizer_kwargs {strange} are not let in; expected "
-            f"{', '.join(TOKENIZER_KWARGS)}"
-        )
-    for name, value in _numbers(given, "model_cfg"):
-        if not 0 <= abs(value) <= LARGEST.get(name.rpartition(".")[2], LARGEST_OTHER):
-            raise ClipstemError(f"'{config.name}': {name} is {value:g}; no model has so many")
-    if config.name.startswith(LOCAL_DIR):
-        _refuse_hostile_folder(Path(config.name.removeprefix(LOCAL_DIR)), given)
-
-
-def _refuse_hostile_folder(folder: Path, model_cfg: dict[str, Any]) -> None:
-    for path in (*folder.glob("*.json"), *(folder / TEXT_CONFIG_FOLDER).glob("*.json")):
-        if path.name.endswith("config.json") and '"auto_map"' in path.read_text(errors="replace"):
-            raise ClipstemError(f"{path}: brings code of its own (auto_map), which is never run")
-    stored = sum(
-        path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES
-    )
-    least = sum(_least_weights(model_cfg[name]) for name in ("text_cfg", "vision_cfg"))
-    if 2 * least > stored:  # at least two bytes a weight
-        raise ClipstemError(
-            f"{folder}: describes a model of {least:,} weights or more, and has {stored:,} bytes "
-            "of them"
-        )
-
-
-def _least_weights(tower: dict[str, Any]) -> int:
-    """Weights that a tower of open_clip's own has at least; 0 for towers of other libraries."""
-    if {"timm_model_name", "hf_model_name"} & tower.keys() or "width" not in tower:
-        return 0
-    width, layers = int(tower["width"]), tower.get("layers", 0)
-    blocks = 4 * width * width * layers if isinstance(layers, int) else 0
-    return blocks + width * int(tower.get("vocab_size", 0))
-
-
-def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
-    """Each number in nested mappings and lists, with the key that it stands under."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _numbers(item, f"{name}.{key}")
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _numbers(item, name)
-    elif isinstance(value, int | float):
-        yield name, value
-
-
-def _why_not(config: ModelConfig, error: Exception) -> str:
-    """Which part of `model` is wrong, and what would be right."""
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    if "QuickGELU mismatch" in first:
-        return (
-            f"conf key 'model.name': the weights '{config.pretrained}' were trained with QuickGELU "
-            f"and {config.name} computes GELU, or the reverse; use {config.name}-quickgelu"
-        )
-    if config.architecture:
-        return f"conf key 'model.architecture' is no open_clip model: {first}"
-    if ":" in config.name:
-        return f"conf key 'model.name': '{config.name}' cannot be opened: {first}"
-    if config.name not in open_clip.list_models():
-        near = difflib.get_close_matches(config.name, open_clip.list_models(), n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        return (
-            f"conf key 'model.name': '{config.name}' is no open_clip model{hint} "
-            "(python -c 'import open_clip; print(open_clip.list_models())' lists them)"
-        )
-    if config.pretrained is None:
-        return f"conf key 'model.name': '{config.name}' cannot be built: {first}"
-    tags = ", ".join(open_clip.list_pretrained_tags_by_model(config.name)) or "none"
-    return (
-        f"conf key 'model.pretrained': '{config.pretrained}' for {config.name} cannot be had: "
-        f"{first}; expected a file of weights, or one of these tags and a network: {tags}; "
-        "model.pretrained=null gives random weights"
-    )
 
 
 def _model_cfg(config: ModelConfig) -> dict[str, Any]:

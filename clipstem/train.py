@@ -37,6 +37,7 @@ from clipstem.csv_log import CsvLog
 from clipstem.features import RememberingTowers
 from clipstem.learner import Learner
 from clipstem.metrics import Summary
+from clipstem.model_checks import LOCAL_DIR
 from clipstem.perturb import Change, Perturbed
 from clipstem.question import ClipstemError
 from clipstem.run import Run
@@ -171,8 +172,8 @@ def _begin(
 
 def _local_start(model: ModelConfig) -> list[str]:
     """Where the starting weights lie, if that is on this machine."""
-    if model.name.startswith(towers.LOCAL_DIR):
-        return [str(Path(model.name.removeprefix(towers.LOCAL_DIR)).absolute())]
+    if model.name.startswith(LOCAL_DIR):
+        return [str(Path(model.name.removeprefix(LOCAL_DIR)).absolute())]
     if model.pretrained is not None and Path(model.pretrained).is_file():  # not a tag
         return [str(Path(model.pretrained).absolute())]
     return []

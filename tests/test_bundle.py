@@ -15,11 +15,11 @@ from open_clip.tokenizer import get_clean_fn
 
 from clipstem import bundle, shards
 from clipstem.bundle import CLEAN, BundleTokenizer, TextSettings
+from clipstem.clip_tokenizer import TextTokenizer
 from clipstem.config import Variant
 from clipstem.question import ClipstemError
 from clipstem.storage import file_sha256
 from clipstem.tokens import Layout
-from clipstem.towers import TextTokenizer
 
 TEXTS = st.text(
     st.one_of(

@@ -37,6 +37,7 @@ ROWS = (
     ),
     (
         *("jsonl", "packing", "exam", "perturb", "supervision", "blocks"),
+        *("clip_tokenizer", "model_checks"),
         *("route.asked", "route.deferral", "route.fitting", "curate.fingerprints"),
         "report.curate",
     ),
@@ -99,7 +100,7 @@ LIGHT = (
 
 ONLY_IN = {
     "hydra": {"command"},
-    "open_clip": {"towers", "layers"},
+    "open_clip": {"towers", "layers", "clip_tokenizer", "model_checks"},
     "webdataset": {"shards"},
     "numba": {"resize"},
     "simplejpeg": {"decode"},

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import pytest
 import torch
@@ -13,12 +12,13 @@ from torchvision import transforms
 
 from clipstem import blocks, towers
 from clipstem.blocks import PrepackedLinear, SplitAttention
+from clipstem.clip_tokenizer import TextTokenizer
 from clipstem.command import model_config
 from clipstem.config import ModelConfig, PictureFit
 from clipstem.packing import PackedTexts, lay_out, pack
 from clipstem.question import ClipstemError
 from clipstem.tokens import JoinedText, Layout, join
-from clipstem.towers import TextTokenizer, Towers
+from clipstem.towers import Towers
 
 QUESTION = "Which of these is true of the picture, if one looks at it for long enough?"
 OPTIONS = ["a", "the second and much longer one, with a comma", "", "word " * 90, "third"]
@@ -79,14 +79,6 @@ def test_custom_text_clip_is_packed_as_well() -> None:
         packed = ours.encode_texts(as_tensors(pack(texts)))
         full = model.encode_text(full_rows(texts, 77), normalize=True)
     torch.testing.assert_close(packed, full, atol=1e-6, rtol=0)
-
-
-def test_our_token_ids_are_open_clips(tiny: Towers) -> None:
-    text = "What's the NAME of this  shape? 12 &amp; café"
-    expected = open_clip.get_tokenizer("ViT-B-32")(text)[0]
-    ids = (*tiny.tokenizer.before, *tiny.tokenizer.encode(text), *tiny.tokenizer.after)
-    assert expected[: len(ids)].tolist() == list(ids)
-    assert not expected[len(ids) :].any()
 
 
 def test_a_saved_model_comes_back_the_same(tiny: Towers, tmp_path: Path) -> None:
@@ -168,16 +160,6 @@ def test_another_image_size_travels_with_the_weights(tmp_path: Path) -> None:
     assert again.spec.size == 96
     pixels = torch.zeros(1, 96, 96, 3, dtype=torch.uint8)
     assert again.eval().encode_pictures(pixels).shape == (1, 256)
-
-
-def test_pixels_are_normalised_as_the_transform_does(tiny: Towers) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
-    scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-    scaled = (scaled - tiny.mean_C[:, None, None]) / tiny.std_C[:, None, None]
-    with torch.inference_mode():
-        expected = tiny.model.encode_image(scaled, normalize=True)
-        found = tiny.encode_pictures(torch.from_numpy(pixels))
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
