@@ -6,6 +6,7 @@ R rows of T tokens, W width, M vectors of K numbers.
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,14 @@ MKL_IS_SLOW = mkl_is_slow()
 # these cannot be taken again: gigabytes.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", SHAPES_KEPT)
 os.environ.setdefault("LRU_CACHE_CAPACITY", SHAPES_KEPT)
+
+
+@cache
+def onednn_has_bf16() -> bool:
+    """Whether this torch and this processor have oneDNN's products in bf16."""
+    ops = torch.ops.mkldnn
+    names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+    return all(hasattr(ops, name) for name in names) and bool(ops._is_mkldnn_bf16_supported())
 
 
 def takes_onednn(x: Tensor, weight: Tensor | None) -> bool:
@@ -161,8 +170,9 @@ def attend(
     query, key, value = (
         third.view(rows, tokens, attention.num_heads, -1).transpose(1, 2) for third in thirds
     )
-    in_bf16 = query.is_cpu and query.dtype is torch.bfloat16 and not torch.is_grad_enabled()
-    weighted = attention_in_bf16 if in_bf16 else F.scaled_dot_product_attention
+    by_onednn = query.is_cpu and query.dtype is torch.bfloat16 and onednn_has_bf16()
+    by_onednn = by_onednn and not torch.is_grad_enabled()
+    weighted = attention_in_bf16 if by_onednn else F.scaled_dot_product_attention
     out = weighted(query, key, value, may_look).transpose(1, 2).reshape(x_RTW.shape)
     if isinstance(attention, SplitAttention):
         return attention.out_proj(out)
@@ -223,13 +233,6 @@ class PrepackedPatches(nn.Module):
         patches = cut.reshape(pictures, down, across, high * wide * channels)
         product: Tensor = self.product(patches)
         return product.permute(0, 3, 1, 2)
-
-
-def can_prepack() -> bool:
-    """Whether this torch and this processor have oneDNN's products in bf16."""
-    ops = torch.ops.mkldnn
-    names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
-    return all(hasattr(ops, name) for name in names) and bool(ops._is_mkldnn_bf16_supported())
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ from clipstem.blocks import (
     PrepackedPatches,
     SplitAttention,
     block,
-    can_prepack,
+    onednn_has_bf16,
     prepack,
 )
 from clipstem.clip_tokenizer import TextTokenizer
@@ -156,7 +156,7 @@ class Towers(nn.Module):
         """A copy for scoring in bf16: its weights are cast once, and on a CPU prepacked."""
         tensors = (*self.model.parameters(), *self.model.buffers())
         copied = copy.deepcopy(self, {id(it): it for it in tensors}).eval()  # shares the tensors
-        if self.mean_C.is_cpu and can_prepack():
+        if self.mean_C.is_cpu and onednn_has_bf16():
             for it in blocks_of(copied):
                 prepack(it)
             if isinstance(visual := copied.model.visual, VisionTransformer):

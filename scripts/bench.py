@@ -455,7 +455,7 @@ def products(device: torch.device) -> dict[str, tuple[torch.dtype, LayerOf]]:
     }
     if device.type == "cpu" and blocks.MKL_IS_SLOW:
         found["fp32_clipstem"] = (torch.float32, ours)
-    if device.type == "cpu" and blocks.can_prepack():
+    if device.type == "cpu" and blocks.onednn_has_bf16():
         found["bf16_clipstem"] = (
             torch.bfloat16,
             lambda weight: blocks.PrepackedLinear(weight, None),

@@ -189,7 +189,9 @@ def half(*shape: int) -> Tensor:
     return random(*shape).bfloat16()
 
 
-needs_bf16 = pytest.mark.skipif(not blocks.can_prepack(), reason="this processor has no AVX-512")
+needs_bf16 = pytest.mark.skipif(
+    not blocks.onednn_has_bf16(), reason="this processor has no AVX-512"
+)
 
 
 @needs_bf16

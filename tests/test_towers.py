@@ -222,9 +222,9 @@ TIMM = {"timm_pool": "", "timm_proj": "linear", "image_size": 32}
 def test_a_copy_in_bf16_gives_nearly_the_same_and_leaves_the_weights(
     given: dict[str, Any], prepacks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if prepacks and not blocks.can_prepack():
+    if prepacks and not blocks.onednn_has_bf16():
         pytest.skip("this processor has no AVX-512")
-    monkeypatch.setattr(towers, "can_prepack", lambda: prepacks)
+    monkeypatch.setattr(towers, "onednn_has_bf16", lambda: prepacks)
     architecture = {"embed_dim": 32, "text_cfg": TEXT, **given}
     ours = towers.create(ModelConfig(name="small", architecture=architecture)).eval()
     before = {name: (value, value.clone()) for name, value in ours.model.state_dict().items()}
