@@ -2,12 +2,13 @@
 
     python scripts/bench_serve.py bundles/first
     python scripts/bench_serve.py bundles/first --clients 64 --seconds 60
+    python scripts/bench_serve.py bundles/first --one-picture
 
-Drawn questions, each asked by a client that waits for its answer before it asks again; no picture
-comes twice, texts do, as in an exam. In turns: a server that scores together what arrives together,
-and one that scores each question alone; then the first again, one request in ten hostile. Every
-answer must have the probabilities that the Python API gives. What comes out is
-`benchmarks/serve-<model>.json`.
+Drawn questions, or those of them with text options, which have one picture each, asked by clients
+that wait for an answer before they ask again; no picture comes twice, texts do, as in an exam. In
+turns: a server that scores together what arrives together, and one that scores each question alone;
+then the first again, one request in ten hostile. Every answer must have the probabilities that the
+Python API gives. What comes out is `benchmarks/serve-<model>.json`, or `…-one-picture.json`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from measure import facts, publish
 from clipstem.bank import SKILLS, draw
 from clipstem.config import TrainerConfig, Variant
 from clipstem.onnx_scorer import OnnxScorer
-from clipstem.question import Picture, Question
+from clipstem.question import Kind, Picture, Question
 
 LONE_REQUESTS = 200
 TURNS = 2
@@ -199,10 +200,12 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60.0, help="of each turn")
+    parser.add_argument("--one-picture", action="store_true", help="questions with text options")
     given = parser.parse_args()
     made_by = facts()
     engine = OnnxScorer(given.bundle, TrainerConfig("cpu"), Variant.fp32)
-    questions = [draw(skill, 0, index) for skill in SKILLS.values() for index in range(4)]
+    drawn = [draw(skill, 0, index) for skill in SKILLS.values() for index in range(4)]
+    questions = [it for it in drawn if it.kind is Kind.TEXT_OPTIONS or not given.one_picture]
     bodies = [body_of(question, engine) for question in questions]
     del engine  # its threads would wait beside the server's
     ways = {"together": (), "alone": ("max_batch=1", "max_wait_ms=0")}
@@ -224,12 +227,13 @@ def main() -> None:
         "command": " ".join(["python scripts/bench_serve.py", *sys.argv[1:]]),
         "model": bundle["provenance"]["model"],
         "parameters": bundle["parameters"],
+        "one_picture": given.one_picture,
         "clients": given.clients,
         "turns": turns,
         "batching": round(rates["together"] / rates["alone"], 2),
     }
     name = Path(str(figures["model"]).removeprefix("local-dir:")).name.lower()
-    publish(f"serve-{name}", figures)
+    publish(f"serve-{name}{'-one-picture' if given.one_picture else ''}", figures)
     print(json.dumps(figures["turns"], indent=1), f"batching: × {figures['batching']}")
 
 

@@ -72,7 +72,7 @@ def blocks() -> dict[str, str]:
 
 
 def served(measured: Sequence[dict[str, Any]]) -> str:
-    """What servers answered, a row a model."""
+    """What servers answered, a row for each model and kind of questions."""
     rows = [
         f"{measured[0]['clients']} clients at a time, each asking drawn questions one after the "
         "other: scored together or each alone, by\nitself, and with one request in ten hostile; "
@@ -91,8 +91,9 @@ def served(measured: Sequence[dict[str, Any]]) -> str:
             for name in ("together", "alone", "hostile")
         )
         p99_ms, lone_ms = (median_of(turns["together"], name) for name in ("p99_ms", "lone_ms"))
+        only = ", one picture each" if it.get("one_picture") else ""
         rows.append(
-            f"| `{it['model']}` | {together:,.1f} | {alone:,.1f} | {it['batching']:.2f} "
+            f"| `{it['model']}`{only} | {together:,.1f} | {alone:,.1f} | {it['batching']:.2f} "
             f"| {p99_ms:,.0f} | {lone_ms:.1f} | {hostile:,.1f} | {wrong} |"
         )
     return "\n".join(rows)
