@@ -18,6 +18,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 SHAPES_KEPT = "64"
 QUICK = 1.702  # QuickGELU's factor
 MANY_ROWS = 2_048  # of the products that a prepacked weight is laid out for
+SHORT_ROW = 320  # tokens; longer ones' matrix of all pairs takes too much memory
 FEW_NUMBERS = 20_480  # torch gives no smaller convolution to oneDNN
 
 
@@ -34,8 +35,8 @@ def mkl_is_slow() -> bool:
 
 
 MKL_IS_SLOW = mkl_is_slow()
-# oneDNN, which has the products in bf16 everywhere, keeps what it has made for each of the last
-# 1,024 shapes. Batches have hundreds, and the memory of large tensors that were freed between
+# oneDNN, which computes bf16 on Intel's processors, too, keeps what it has made for each of the
+# last 1,024 shapes. Batches have hundreds, and the memory of large tensors that were freed between
 # these cannot be taken again: gigabytes.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", SHAPES_KEPT)
 os.environ.setdefault("LRU_CACHE_CAPACITY", SHAPES_KEPT)
@@ -127,9 +128,9 @@ class Attention(nn.MultiheadAttention):
 
 
 class SplitAttention(nn.Module):
-    """`nn.MultiheadAttention` whose products for query, key and value are a layer each, on the same
-    memory: in a graph their weights stay constants, which can be quantised, and each layer can be
-    exchanged for a prepacked one."""
+    """`nn.MultiheadAttention` with the same weights, and a layer each for query, key and value: in a
+    graph their weights stay constants, which can be quantised, and each layer can be exchanged for a
+    prepacked one."""
 
     def __init__(self, whole: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -139,7 +140,7 @@ class SplitAttention(nn.Module):
         self.out_proj = _layer(whole.out_proj.weight, whole.out_proj.bias)
 
     def forward(self, x_RTW: Tensor, *_: Tensor, **__: object) -> tuple[Tensor, None]:
-        """As open_clip's vision transformer calls it: without a mask."""
+        """As open_clip's vision transformer calls it: without a mask, for none is heeded."""
         return attend(self, x_RTW, None), None
 
 
@@ -170,9 +171,9 @@ def attend(
     query, key, value = (
         third.view(rows, tokens, attention.num_heads, -1).transpose(1, 2) for third in thirds
     )
-    by_onednn = query.is_cpu and query.dtype is torch.bfloat16 and onednn_has_bf16()
-    by_onednn = by_onednn and not torch.is_grad_enabled()
-    weighted = attention_in_bf16 if by_onednn else F.scaled_dot_product_attention
+    in_bf16 = query.is_cpu and query.dtype is torch.bfloat16 and not torch.is_grad_enabled()
+    by_products = in_bf16 and tokens <= SHORT_ROW and onednn_has_bf16()
+    weighted = attention_in_bf16 if by_products else F.scaled_dot_product_attention
     out = weighted(query, key, value, may_look).transpose(1, 2).reshape(x_RTW.shape)
     if isinstance(attention, SplitAttention):
         return attention.out_proj(out)
@@ -181,7 +182,7 @@ def attend(
 
 def attention_in_bf16(query: Tensor, key: Tensor, value: Tensor, may_look: Tensor | None) -> Tensor:
     """`F.scaled_dot_product_attention` on a CPU in bf16, by three operations of which oneDNN has
-    the two products: torch's one takes twice as long."""
+    the two products: for short rows sooner. What is between them is rounded to bf16."""
     flat = [it.flatten(0, 1) for it in (query, key, value)]
     scale = query.shape[-1] ** -0.5
     none = query.new_zeros(1, 1, 1)
@@ -204,8 +205,9 @@ class PrepackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str = "none") -> None:
         super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16(), MANY_ROWS)
-        self.bias = None if bias is None else bias.bfloat16()
+        laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.detach().bfloat16(), MANY_ROWS)
+        self.weight: Tensor = laid_out
+        self.bias = None if bias is None else bias.detach().bfloat16()
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
@@ -235,18 +237,17 @@ class PrepackedPatches(nn.Module):
         return product.permute(0, 3, 1, 2)
 
 
-@torch.no_grad()
-def prepack(block: Any) -> None:
+def prepack(given: Any) -> None:
     """Let an attention block of open_clip compute with prepacked layers."""
-    block.attn = SplitAttention(block.attn)
-    mlp = block.mlp
+    given.attn = SplitAttention(given.attn)
+    mlp = given.mlp
     names = [name for name, _ in mlp.named_children()]
     if names == ["c_fc", "gelu", "c_proj"] and (known := _in_onednn(mlp.gelu)):
         activation, factor = known
         mlp.c_fc = PrepackedLinear(mlp.c_fc.weight * factor, mlp.c_fc.bias * factor, activation)
         mlp.gelu = nn.Identity()
         mlp.c_proj = PrepackedLinear(mlp.c_proj.weight / factor, mlp.c_proj.bias)
-    for module in [*block.modules()]:
+    for module in [*given.modules()]:
         for name, child in [*module.named_children()]:
             if isinstance(child, nn.Linear):
                 setattr(module, name, PrepackedLinear(child.weight, child.bias))

@@ -153,7 +153,10 @@ class Towers(nn.Module):
         return self
 
     def in_bf16(self) -> Towers:
-        """A copy for scoring in bf16: its weights are cast once, and on a CPU prepacked."""
+        """A copy for scoring in bf16, its weights cast once; it cannot learn, be saved or copied.
+
+        On a CPU the blocks of open_clip's own transformers compute with prepacked weights.
+        """
         tensors = (*self.model.parameters(), *self.model.buffers())
         copied = copy.deepcopy(self, {id(it): it for it in tensors}).eval()  # shares the tensors
         if self.mean_C.is_cpu and onednn_has_bf16():
@@ -162,9 +165,9 @@ class Towers(nn.Module):
             if isinstance(visual := copied.model.visual, VisionTransformer):
                 visual.conv1 = PrepackedPatches(visual.conv1)
         for module in copied.model.modules():
-            for name, value in [*module.named_parameters(recurse=False)]:
+            for name, value in [*module.named_parameters(recurse=False, remove_duplicate=False)]:
                 setattr(module, name, nn.Parameter(cast(value), requires_grad=False))
-            for name, value in [*module.named_buffers(recurse=False)]:
+            for name, value in [*module.named_buffers(recurse=False, remove_duplicate=False)]:
                 setattr(module, name, cast(value))
         return copied
 
@@ -241,7 +244,8 @@ def text_tower(model: Any) -> Any:
 
 
 def blocks_of(towers: Towers) -> list[Any]:
-    """The attention blocks of open_clip that are ours to run, or that have no mask."""
+    """The attention blocks of open_clip's own towers that may attend otherwise than by its code:
+    those of pictures, which have no mask, and those of packed texts, which we run."""
     visual, found = towers.model.visual, []
     if isinstance(visual, VisionTransformer):
         found += visual.transformer.resblocks

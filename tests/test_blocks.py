@@ -190,7 +190,7 @@ def half(*shape: int) -> Tensor:
 
 
 needs_bf16 = pytest.mark.skipif(
-    not blocks.onednn_has_bf16(), reason="this processor has no AVX-512"
+    not blocks.onednn_has_bf16(), reason="oneDNN has no bf16 on this processor"
 )
 
 
@@ -233,6 +233,28 @@ def test_attention_in_bf16_is_torchs(mask: str) -> None:
 
 
 @needs_bf16
+@pytest.mark.parametrize(("most", "calls"), [(20, 1), (19, 0)])
+def test_long_rows_attend_by_torchs_own(
+    most: int, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_products, seen = blocks.attention_in_bf16, []
+
+    def counted(*given: Any) -> Tensor:
+        seen.append(given)
+        return by_products(*given)
+
+    monkeypatch.setattr(blocks, "SHORT_ROW", most)
+    monkeypatch.setattr(blocks, "attention_in_bf16", counted)
+    torch.manual_seed(0)
+    attention = blocks.Attention(64, 4, batch_first=True)
+    with torch.inference_mode():
+        expected = blocks.attend(attention, half(2, 20, 64).float(), None)
+        found = blocks.attend(attention.bfloat16(), half(2, 20, 64), None)
+    assert len(seen) == calls
+    torch.testing.assert_close(found.float(), expected, atol=2e-2, rtol=2e-2)
+
+
+@needs_bf16
 @pytest.mark.parametrize(
     ("activation", "fused"),
     [
@@ -245,6 +267,9 @@ def test_attention_in_bf16_is_torchs(mask: str) -> None:
 def test_a_packed_block_is_the_block(activation: nn.Module, fused: bool) -> None:
     torch.manual_seed(0)
     given = ResidualAttentionBlock(64, 4, act_layer=lambda: activation, batch_first=True).eval()
+    for parameter in given.parameters():
+        if parameter.dim() == 1:  # biases, which torch begins with 0
+            nn.init.normal_(parameter, mean=parameter.mean().item(), std=0.3)
     may_look = torch.ones(2, 1, 20, 20, dtype=torch.bool).tril()
     x = random(2, 20, 64)
     packed = copy.deepcopy(given)

@@ -124,7 +124,17 @@ def test_drawn_weights_depend_on_the_seed_alone() -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_graphs_have_our_attention_and_the_model_its_own_again(tiny: Towers) -> None:
+def stirred(model: Towers) -> Towers:
+    """With biases, of which torch and open_clip begin many with 0."""
+    draw = torch.Generator().manual_seed(0)
+    for parameter in model.model.parameters():
+        if parameter.dim() == 1:
+            parameter.data += 0.2 * torch.randn(parameter.shape, generator=draw)
+    return model
+
+
+def test_graphs_have_our_attention_and_the_model_its_own_again() -> None:
+    tiny = stirred(towers.create(model_config("tiny_vit"))).eval()
     blocks = [*tiny.model.visual.transformer.resblocks, *tiny.model.transformer.resblocks]
     own, names = [block.attn for block in blocks], list(tiny.state_dict())
     pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -202,50 +212,59 @@ def test_a_tensor_with_two_names_is_saved_under_both(tmp_path: Path) -> None:
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 3}
 VIT = {"image_size": 40, "patch_size": 16, "layers": 3, "width": 64, "head_width": 32}
+SEEING_PADDING = {"text_cfg": {**TEXT, "no_causal_mask": True}, "custom_text": True}
 TIMM = {"timm_pool": "", "timm_proj": "linear", "image_size": 32}
 
 
-@pytest.mark.parametrize("prepacks", [True, False])
+@pytest.mark.parametrize("has_bf16", [True, False])
 @pytest.mark.parametrize(
-    "given",
+    ("given", "prepacked"),  # what of its transformers is open_clip's and may be changed
     [
-        {"vision_cfg": VIT},
-        {"vision_cfg": VIT, "quick_gelu": True},
-        {"vision_cfg": {**VIT, "ls_init_value": 0.1, "attentional_pool": True}},
-        {"vision_cfg": VIT, "text_cfg": {**TEXT, "no_causal_mask": True}, "custom_text": True},
-        {"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}},
-        {"vision_cfg": {**TIMM, "timm_model_name": "test_vit"}},
-        {"vision_cfg": {**TIMM, "timm_model_name": "test_efficientnet"}},
+        ({"vision_cfg": VIT}, {"visual", "text"}),
+        ({"vision_cfg": VIT, "quick_gelu": True}, {"visual", "text"}),
+        (
+            {"vision_cfg": {**VIT, "ls_init_value": 0.1, "attentional_pool": True}},
+            {"visual", "text"},
+        ),
+        ({"vision_cfg": VIT, **SEEING_PADDING}, {"visual"}),
+        ({"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}}, {"text"}),
+        ({"vision_cfg": {**TIMM, "timm_model_name": "test_efficientnet"}}, {"text"}),
+        ({"vision_cfg": {**TIMM, "timm_model_name": "test_vit"}, **SEEING_PADDING}, set()),
     ],
-    ids=["vit", "quick", "pooler", "seeing padding", "resnet", "timm vit", "timm convolutions"],
+    ids=["vit", "quick", "pooler", "seeing padding", "resnet", "convolutions", "timm alone"],
 )
 def test_a_copy_in_bf16_gives_nearly_the_same_and_leaves_the_weights(
-    given: dict[str, Any], prepacks: bool, monkeypatch: pytest.MonkeyPatch
+    given: dict[str, Any], prepacked: set[str], has_bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if prepacks and not blocks.onednn_has_bf16():
-        pytest.skip("this processor has no AVX-512")
-    monkeypatch.setattr(towers, "onednn_has_bf16", lambda: prepacks)
+    if has_bf16 and not blocks.onednn_has_bf16():
+        pytest.skip("oneDNN has no bf16 on this processor")
+    monkeypatch.setattr(towers, "onednn_has_bf16", lambda: has_bf16)
     architecture = {"embed_dim": 32, "text_cfg": TEXT, **given}
-    ours = towers.create(ModelConfig(name="small", architecture=architecture)).eval()
+    ours = stirred(towers.create(ModelConfig(name="small", architecture=architecture))).train()
     before = {name: (value, value.clone()) for name, value in ours.model.state_dict().items()}
-    pixels = torch.randint(0, 256, (3, *[ours.spec.size] * 2, 3), dtype=torch.uint8)
-    texts = as_tensors(
-        lay_out(join("Which one?", ["a circle", "both"], ours.tokenizer), ours.tokenizer)
-    )
-    with torch.inference_mode():
-        half = ours.in_bf16()
-        for name, one in (("encode_pictures", pixels), ("encode_texts", texts)):
-            exact, found = (getattr(towers_, name)(one) for towers_ in (ours, half))
-            assert found.dtype is torch.float32
-            assert (exact * found).sum(-1).min() > 0.999
+    half = ours.in_bf16()
+    assert ours.training and not half.training
     assert all(it.dtype is not torch.float32 for it in half.model.parameters())
     after = ours.model.state_dict()
     assert list(after) == list(before)
     for name, (value, copy) in before.items():
         assert after[name].data_ptr() == value.data_ptr() and torch.equal(value, copy), name
-    prepacked = any(isinstance(it, PrepackedLinear) for it in half.modules())
-    # The text tower's blocks are open_clip's even where the picture tower's are not.
-    assert prepacked is prepacks
+    layers = [name for name, it in half.model.named_modules() if isinstance(it, PrepackedLinear)]
+    found = {"visual" if name.startswith("visual.") else "text" for name in layers}
+    assert found == (prepacked if has_bf16 else set())
+    assert ("visual.conv1.product" in layers) is ("visual" in found)
+
+    ours.eval()
+    pixels = torch.randint(0, 256, (3, *[ours.spec.size] * 2, 3), dtype=torch.uint8)
+    joined = join("Which one?", ["a circle", "both"], ours.tokenizer)
+    texts = as_tensors(lay_out(joined, ours.tokenizer))
+    with torch.inference_mode():
+        embeddings = [
+            (model.encode_pictures(pixels), model.encode_texts(texts)) for model in (ours, half)
+        ]
+    for exact, rough in zip(*embeddings, strict=True):
+        assert rough.dtype is torch.float32
+        assert (exact * rough).sum(-1).min() > 0.999
 
 
 def test_pixels_are_normalised_as_torchvision_does(monkeypatch: pytest.MonkeyPatch) -> None:
