@@ -128,9 +128,11 @@ class Attention(nn.MultiheadAttention):
 
 
 class SplitAttention(nn.Module):
-    """`nn.MultiheadAttention` with the same weights, and a layer each for query, key and value: in a
-    graph their weights stay constants, which can be quantised, and each layer can be exchanged for a
-    prepacked one."""
+    """`nn.MultiheadAttention` with the same weights, and a layer each for query, key and value.
+
+    In a graph their weights stay constants, which can be quantised, and each layer can be exchanged
+    for a prepacked one.
+    """
 
     def __init__(self, whole: nn.MultiheadAttention) -> None:
         super().__init__()
