@@ -174,28 +174,26 @@ def attend(
         third.view(rows, tokens, attention.num_heads, -1).transpose(1, 2) for third in thirds
     )
     in_bf16 = query.is_cpu and query.dtype is torch.bfloat16 and not torch.is_grad_enabled()
-    by_products = in_bf16 and tokens <= SHORT_ROW and onednn_has_bf16()
-    weighted = attention_in_bf16 if by_products else F.scaled_dot_product_attention
-    out = weighted(query, key, value, may_look).transpose(1, 2).reshape(x_RTW.shape)
+    if in_bf16 and may_look is None and tokens <= SHORT_ROW and onednn_has_bf16():
+        out = attention_in_bf16(query, key, value)
+    else:
+        out = F.scaled_dot_product_attention(query, key, value, may_look)
+    out = out.transpose(1, 2).reshape(x_RTW.shape)
     if isinstance(attention, SplitAttention):
         return attention.out_proj(out)
     return linear(out, attention.out_proj.weight, attention.out_proj.bias)
 
 
-def attention_in_bf16(query: Tensor, key: Tensor, value: Tensor, may_look: Tensor | None) -> Tensor:
+def attention_in_bf16(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """`F.scaled_dot_product_attention` on a CPU in bf16, by three operations of which oneDNN has
-    the two products: for short rows sooner. What is between them is rounded to bf16."""
-    flat = [it.flatten(0, 1) for it in (query, key, value)]
-    scale = query.shape[-1] ** -0.5
-    none = query.new_zeros(1, 1, 1)
-    logits = torch.baddbmm(none, flat[0], flat[1].transpose(1, 2), beta=0, alpha=scale)
-    if may_look is not None:
-        by_head = logits.view(*query.shape[:3], -1)
-        if may_look.dtype is torch.bool:
-            by_head.masked_fill_(~may_look, -torch.inf)
-        else:
-            by_head.add_(may_look)
-    return (logits.softmax(-1) @ flat[2]).view(query.shape)
+    the two products: for short rows sooner.
+
+    What is between them is rounded to bf16, as in torch's fast path for `nn.MultiheadAttention`.
+    """
+    query_MTK, key_MTK, value_MTK = (it.flatten(0, 1) for it in (query, key, value))
+    none, scale = query.new_zeros(1, 1, 1), query.shape[-1] ** -0.5
+    logits_MTT = torch.baddbmm(none, query_MTK, key_MTK.transpose(1, 2), beta=0, alpha=scale)
+    return (logits_MTT.softmax(-1) @ value_MTK).view(query.shape)
 
 
 class PrepackedLinear(nn.Module):

@@ -218,24 +218,20 @@ def test_packed_patches_are_the_convolution(size: tuple[int, int], patch: tuple[
     torch.testing.assert_close(found.float(), expected, atol=2e-2, rtol=2e-2)
 
 
-@pytest.mark.parametrize("mask", ["none", "boolean", "added"])
-def test_attention_in_bf16_is_torchs(mask: str) -> None:
-    shape = (3, 2, 20, 32)
+def test_attention_in_bf16_is_torchs() -> None:
     draws = [torch.Generator().manual_seed(number) for number in range(3)]
-    q, k, v = (torch.randn(shape, generator=draw) for draw in draws)
-    may_look = random(3, 1, 20, 20) > 0
-    may_look |= torch.eye(20, dtype=torch.bool)
-    added = torch.zeros(3, 1, 20, 20).masked_fill(~may_look, -torch.inf)
-    looks = {"none": None, "boolean": may_look, "added": added}[mask]
-    found = blocks.attention_in_bf16(q.bfloat16(), k.bfloat16(), v.bfloat16(), looks)
-    expected = F.scaled_dot_product_attention(q, k, v, looks)
+    q, k, v = (torch.randn((3, 2, 20, 32), generator=draw) for draw in draws)
+    found = blocks.attention_in_bf16(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    expected = F.scaled_dot_product_attention(q, k, v)
     torch.testing.assert_close(found.float(), expected, atol=3e-2, rtol=3e-2)
 
 
 @needs_bf16
-@pytest.mark.parametrize(("most", "calls"), [(20, 1), (19, 0)])
-def test_long_rows_attend_by_torchs_own(
-    most: int, calls: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("most", "masked", "calls"), [(20, False, 1), (19, False, 0), (20, True, 0)]
+)
+def test_long_and_masked_rows_attend_by_torchs_own(
+    most: int, masked: bool, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_products, seen = blocks.attention_in_bf16, []
 
@@ -247,9 +243,10 @@ def test_long_rows_attend_by_torchs_own(
     monkeypatch.setattr(blocks, "attention_in_bf16", counted)
     torch.manual_seed(0)
     attention = blocks.Attention(64, 4, batch_first=True)
+    may_look = torch.ones(2, 1, 20, 20, dtype=torch.bool).tril() if masked else None
     with torch.inference_mode():
-        expected = blocks.attend(attention, half(2, 20, 64).float(), None)
-        found = blocks.attend(attention.bfloat16(), half(2, 20, 64), None)
+        expected = blocks.attend(attention, half(2, 20, 64).float(), may_look)
+        found = blocks.attend(attention.bfloat16(), half(2, 20, 64), may_look)
     assert len(seen) == calls
     torch.testing.assert_close(found.float(), expected, atol=2e-2, rtol=2e-2)
 
