@@ -197,8 +197,8 @@ def attention_in_bf16(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class PrepackedLinear(nn.Module):
-    """A linear layer in bf16 without gradients, whose weight oneDNN has laid out as its products
-    read it. `F.linear` has that done each time: a sixth of its time on an AMD EPYC of 2024.
+    """A linear layer in bf16 without gradients, whose weight oneDNN has laid out once, as products
+    read it; `F.linear` has that done each time.
 
     `activation` is one that oneDNN computes while a result is at hand.
     """

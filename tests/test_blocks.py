@@ -190,7 +190,7 @@ def half(*shape: int) -> Tensor:
 
 
 needs_bf16 = pytest.mark.skipif(
-    not blocks.onednn_has_bf16(), reason="oneDNN has no bf16 on this processor"
+    not blocks.onednn_has_bf16(), reason="oneDNN has no bf16 here, so nothing can be prepacked"
 )
 
 
