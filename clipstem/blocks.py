@@ -197,60 +197,84 @@ def attention_in_bf16(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class PrepackedLinear(nn.Module):
-    """A linear layer in bf16 without gradients, whose weight oneDNN has laid out once, as products
-    read it; `F.linear` has that done each time.
+    """A linear layer without gradients whose product is computed in bf16; it gives numbers of the
+    type it is given.
 
+    oneDNN has laid out the weight once, as products read it; `F.linear` has that done each time.
     `activation` is one that oneDNN computes while a result is at hand.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str = "none") -> None:
         super().__init__()
         laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.detach().bfloat16(), MANY_ROWS)
-        self.weight: Tensor = laid_out
-        self.bias = None if bias is None else bias.detach().bfloat16()
+        self.laid_out: Tensor = laid_out
+        self.rounded_bias = None if bias is None else bias.detach().bfloat16()
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         no_numbers: list[float] = []
-        given = (x, self.weight, self.bias, self.activation, no_numbers, "none")
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(*given)
-        return product
+        given = (x.bfloat16(), self.laid_out, self.rounded_bias, self.activation, no_numbers)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(*given, "none")
+        return product.to(x.dtype)
 
 
 class PrepackedPatches(nn.Module):
-    """A convolution in bf16 over patches that do not overlap, as one prepacked product."""
+    """A convolution over patches that do not overlap, as one product in bf16, which takes bytes:
+    as they are, bf16 holds all 256, so pixels are normalised by the weights."""
 
-    def __init__(self, convolution: nn.Conv2d) -> None:
+    def __init__(self, convolution: nn.Conv2d, mean_C: Tensor, std_C: Tensor) -> None:
         super().__init__()
         self.sides = convolution.kernel_size
-        by_pixel = convolution.weight.permute(0, 2, 3, 1).flatten(1)
-        self.product = PrepackedLinear(by_pixel, convolution.bias)
+        weight_WCHW = convolution.weight.detach()
+        bias_W = -(weight_WCHW.sum((2, 3)) @ (mean_C / std_C))
+        if convolution.bias is not None:
+            bias_W += convolution.bias.detach()
+        by_byte_WCHW = weight_WCHW / (255 * std_C)[:, None, None]
+        self.product = PrepackedLinear(by_byte_WCHW.permute(0, 2, 3, 1).flatten(1), bias_W)
+        self.rest_W = bias_W - bias_W.bfloat16()
 
-    def forward(self, pixels_ICHW: Tensor) -> Tensor:
+    def forward(self, bytes_ICHW: Tensor) -> Tensor:
+        """[I, W, patches down, patches across], fp32."""
         high, wide = self.sides
-        pictures, channels, height, width = pixels_ICHW.shape
+        pictures, channels, height, width = bytes_ICHW.shape
         down, across = height // high, width // wide
-        whole_IHWC = pixels_ICHW[:, :, : down * high, : across * wide].permute(0, 2, 3, 1)
+        whole_IHWC = bytes_ICHW[:, :, : down * high, : across * wide].permute(0, 2, 3, 1)
         cut = whole_IHWC.reshape(pictures, down, high, across, wide * channels).transpose(2, 3)
-        patches = cut.reshape(pictures, down, across, high * wide * channels)
-        product: Tensor = self.product(patches)
-        return product.permute(0, 3, 1, 2)
+        patches = cut.reshape(pictures, down, across, high * wide * channels).bfloat16()
+        return (self.product(patches) + self.rest_W).permute(0, 3, 1, 2)
 
 
-def prepack(given: Any) -> None:
-    """Let an attention block of open_clip compute with prepacked layers."""
-    given.attn = SplitAttention(given.attn)
-    mlp = given.mlp
-    names = [name for name, _ in mlp.named_children()]
-    if names == ["c_fc", "gelu", "c_proj"] and (known := _in_onednn(mlp.gelu)):
-        activation, factor = known
-        mlp.c_fc = PrepackedLinear(mlp.c_fc.weight * factor, mlp.c_fc.bias * factor, activation)
-        mlp.gelu = nn.Identity()
-        mlp.c_proj = PrepackedLinear(mlp.c_proj.weight / factor, mlp.c_proj.bias)
-    for module in [*given.modules()]:
-        for name, child in [*module.named_children()]:
-            if isinstance(child, nn.Linear):
-                setattr(module, name, PrepackedLinear(child.weight, child.bias))
+class PrepackedBlock(nn.Module):
+    """A residual attention block of open_clip whose products are computed in bf16; the sums and
+    norms between its two halves stay in fp32, at no cost."""
+
+    def __init__(self, given: Any) -> None:
+        super().__init__()
+        self.ln_1, self.ls_1, self.ln_2, self.ls_2 = given.ln_1, given.ls_1, given.ln_2, given.ls_2
+        self.attn = SplitAttention(given.attn)
+        prepack(self.attn)
+        mlp, known = given.mlp, _in_onednn(given.mlp.gelu)
+        activation, factor = known or ("none", 1.0)
+        self.c_fc = PrepackedLinear(mlp.c_fc.weight * factor, mlp.c_fc.bias * factor, activation)
+        self.gelu = nn.Identity() if known else mlp.gelu
+        self.c_proj = PrepackedLinear(mlp.c_proj.weight / factor, mlp.c_proj.bias)
+
+    def forward(self, x_RTW: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """As open_clip's vision transformer calls it, or with a mask as `attend` wants it."""
+        x_RTW = x_RTW + self.ls_1(attend(self.attn, self.ln_1(x_RTW).bfloat16(), attn_mask))
+        hidden = self.gelu(self.c_fc(self.ln_2(x_RTW).bfloat16()))
+        return x_RTW.add_(self.ls_2(self.c_proj(hidden)))
+
+
+def prepack(module: nn.Module) -> None:
+    """Let each of our linear layers in it compute its product in bf16."""
+    for parent in [*module.modules()]:
+        for name, child in [*parent.named_children()]:
+            if type(child) is Linear:
+                packed = PrepackedLinear(child.weight, child.bias)
+                # For modules that multiply with a layer's weight themselves: in fp32.
+                packed.weight, packed.bias = child.weight, child.bias
+                setattr(parent, name, packed)
 
 
 def _in_onednn(activation: nn.Module) -> tuple[str, float] | None:
@@ -264,5 +288,8 @@ def _in_onednn(activation: nn.Module) -> tuple[str, float] | None:
 
 def block(given: Any, x_RTW: Tensor, may_look_R1TT: Tensor) -> Tensor:
     """One residual attention block of open_clip over packed rows."""
+    if isinstance(given, PrepackedBlock):
+        packed: Tensor = given(x_RTW, may_look_R1TT)
+        return packed
     x_RTW = x_RTW + given.ls_1(attend(given.attn, given.ln_1(x_RTW), may_look_R1TT))
     return x_RTW + given.ls_2(given.mlp(given.ln_2(x_RTW)))

@@ -52,6 +52,7 @@ class Scorer(Engine):
             torch.set_num_threads(trainer.threads)
         self.model = model.to(self.device)
         self.weights_sha256 = weights_sha256
+        self._half: Towers | None = None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -107,13 +108,10 @@ class Scorer(Engine):
     ) -> Iterator[tuple[PairBatch, Tensor]]:
         """Each batch with its logits_QK; what `memory` holds is not encoded again.
 
-        In bf16 the weights are cast once, here: casting them in every product made scoring on a
+        In bf16 the weights are cast beforehand: casting them in every product made scoring on a
         CPU slower than fp32.
         """
-        # Where it was trained, Lightning has left it on the host.
-        model = self.model.to(self.device)
-        if self.trainer.precision is Precision.bf16:
-            model = model.in_bf16()
+        model = self._in_precision()
         was_training = model.training
         model.eval()
         try:
@@ -125,6 +123,17 @@ class Scorer(Engine):
                 yield batch, logits_QK
         finally:
             model.train(was_training)
+
+    def _in_precision(self) -> Towers:
+        """The model where it runs; in bf16 a copy, kept if the weights stay as they are."""
+        # Where it was trained, Lightning has left it on the host.
+        model = self.model.to(self.device)
+        if self.trainer.precision is not Precision.bf16:
+            return model
+        half = self._half or model.in_bf16()
+        if self.weights_sha256 is not None:
+            self._half = half
+        return half
 
     def _logits(self, model: Towers, batch: PairBatch, memory: Memory) -> Tensor:
         image_ID = memory.recall(batch.pictures, partial(model.embed_pictures, batch))

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import HFTokenizer
-from open_clip.transformer import QuickGELU, VisionTransformer
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from clipstem.blocks import (
     Attention,
     InPlaceQuickGELU,
     Linear,
+    PrepackedBlock,
     PrepackedPatches,
     SplitAttention,
     block,
@@ -130,6 +131,8 @@ class Towers(nn.Module):
     def picture_features(self, pixels_IHWC: Tensor) -> Tensor:
         """What the picture tower gives for uint8 pixels, which are normalised here, on the device;
         [I, D], not yet of unit length."""
+        if isinstance(getattr(self.model.visual, "conv1", None), PrepackedPatches):
+            return self.model.encode_image(pixels_IHWC.permute(0, 3, 1, 2))
         # By whole rows: three numbers are too few for a processor's vector instructions.
         mean_X, std_X = (it.repeat(pixels_IHWC.shape[2]) for it in (self.mean_C, self.std_C))
         rows_IHX = (pixels_IHWC.flatten(2) / 255).sub_(mean_X).div_(std_X)
@@ -153,17 +156,23 @@ class Towers(nn.Module):
         return self
 
     def in_bf16(self) -> Towers:
-        """A copy for scoring in bf16, its weights cast once; it cannot learn, be saved or copied.
+        """A copy for scoring in bf16, prepared once; it cannot learn, be saved or copied.
 
-        On a CPU the blocks of open_clip's own transformers compute with prepacked weights.
+        On a CPU whose oneDNN has bf16, linear layers compute in bf16, with prepacked weights, and
+        all else stays in fp32: that is as fast, and nearer to fp32. Convolutions stay, too, but for
+        patches: on the white ground of figures, what is rounded off is the same everywhere and does
+        not average out. Elsewhere all weights are cast.
         """
         tensors = (*self.model.parameters(), *self.model.buffers())
         copied = copy.deepcopy(self, {id(it): it for it in tensors}).eval()  # shares the tensors
         if self.mean_C.is_cpu and onednn_has_bf16():
-            for it in blocks_of(copied):
-                prepack(it)
+            for blocks in blocks_of(copied):
+                for place, it in enumerate(blocks):
+                    blocks[place] = PrepackedBlock(it)
             if isinstance(visual := copied.model.visual, VisionTransformer):
-                visual.conv1 = PrepackedPatches(visual.conv1)
+                visual.conv1 = PrepackedPatches(visual.conv1, self.mean_C, self.std_C)
+            prepack(copied.model)
+            return copied
         for module in copied.model.modules():
             for name, value in [*module.named_parameters(recurse=False, remove_duplicate=False)]:
                 setattr(module, name, nn.Parameter(cast(value), requires_grad=False))
@@ -244,14 +253,14 @@ def text_tower(model: Any) -> Any:
 
 
 def blocks_of(towers: Towers) -> list[Any]:
-    """The attention blocks of open_clip's own towers that may attend otherwise than by its code:
-    those of pictures, which have no mask, and those of packed texts, which we run."""
+    """The attention blocks of open_clip's own towers that may be run otherwise than by its code, by
+    tower: those of pictures, which have no mask, and those of packed texts, which we run."""
     visual, found = towers.model.visual, []
     if isinstance(visual, VisionTransformer):
-        found += visual.transformer.resblocks
+        found.append(visual.transformer.resblocks)
     if towers.tokenizer.layout is Layout.PACKED:
-        found += text_tower(towers.model).transformer.resblocks
-    return [it for it in found if isinstance(it.attn, nn.MultiheadAttention)]
+        found.append(text_tower(towers.model).transformer.resblocks)
+    return [blocks for blocks in found if type(blocks[0]) is ResidualAttentionBlock]
 
 
 @contextmanager
@@ -260,7 +269,7 @@ def attention_for_graphs(towers: Towers) -> Iterator[None]:
 
     The exporter writes `nn.MultiheadAttention` as twice as many nodes.
     """
-    own = [(it, it.attn) for it in blocks_of(towers)]
+    own = [(it, it.attn) for blocks in blocks_of(towers) for it in blocks]
     for it, attention in own:
         it.attn = SplitAttention(attention)
     try:

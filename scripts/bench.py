@@ -217,7 +217,8 @@ class Bench:
         if asked := [with_blank_options(it) for it in questions if it.picture is None]:
             ways["texts_known"] = lambda: clipstem(ours, asked)
         if has_bf16(self.device):
-            ways["bf16"] = lambda: clipstem(self.scorer(Precision.bf16))
+            in_bf16 = self.scorer(Precision.bf16)  # which casts its weights in the first turn
+            ways["bf16"] = lambda: clipstem(in_bf16)
         seconds, found = in_turns(ways, self.size.turns, self.device)
         counts = np.array([len(question.options) for question in questions])
         for peer in ("reference", "open_clip"):

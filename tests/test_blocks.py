@@ -200,22 +200,30 @@ needs_bf16 = pytest.mark.skipif(
 def test_a_packed_layer_is_the_layer(shape: tuple[int, ...], biased: bool) -> None:
     weight, bias = random(40, 64) / 8, random(40) if biased else None
     expected = F.linear(half(*shape).float(), weight, bias)
+    layer = blocks.PrepackedLinear(weight, bias)
     with torch.inference_mode():
-        found = blocks.PrepackedLinear(weight, bias)(half(*shape))
-    assert found.dtype is torch.bfloat16
-    torch.testing.assert_close(found.float(), expected, atol=3e-2, rtol=2e-2)
+        for x in (half(*shape), half(*shape).float()):
+            found = layer(x)
+            assert found.dtype is x.dtype
+            torch.testing.assert_close(found.float(), expected, atol=3e-2, rtol=2e-2)
 
 
 @needs_bf16
 @pytest.mark.parametrize("size", [(64, 96), (70, 99)], ids=["whole", "with a rest"])
 @pytest.mark.parametrize("patch", [(32, 32), (16, 32)])
-def test_packed_patches_are_the_convolution(size: tuple[int, int], patch: tuple[int, int]) -> None:
+@pytest.mark.parametrize("biased", [True, False])
+def test_packed_patches_are_the_convolution_of_normalised_pixels(
+    size: tuple[int, int], patch: tuple[int, int], biased: bool
+) -> None:
     torch.manual_seed(0)
-    convolution = nn.Conv2d(3, 24, patch, patch).requires_grad_(False)
-    pixels = half(2, 3, *size)
-    found = blocks.PrepackedPatches(convolution)(pixels)
-    expected = convolution(pixels.float())
-    torch.testing.assert_close(found.float(), expected, atol=2e-2, rtol=2e-2)
+    convolution = nn.Conv2d(3, 24, patch, patch, bias=biased).requires_grad_(False)
+    mean_C, std_C = torch.tensor([0.48, 0.46, 0.41]), torch.tensor([0.27, 0.26, 0.28])
+    bytes_ICHW = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+    bytes_ICHW[0] = 255  # white, on which rounding errors of weights don't average out
+    found = blocks.PrepackedPatches(convolution, mean_C, std_C)(bytes_ICHW)
+    normalised = (bytes_ICHW / 255 - mean_C[:, None, None]) / std_C[:, None, None]
+    assert found.dtype is torch.float32
+    torch.testing.assert_close(found, convolution(normalised), atol=2e-2, rtol=2e-2)
 
 
 def test_attention_in_bf16_is_torchs() -> None:
@@ -261,23 +269,54 @@ def test_long_and_masked_rows_attend_by_torchs_own(
         (nn.SiLU(), False),
     ],
 )
-def test_a_packed_block_is_the_block(activation: nn.Module, fused: bool) -> None:
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_a_packed_block_is_the_block(
+    activation: nn.Module, fused: bool, scale: float | None
+) -> None:
     torch.manual_seed(0)
-    given = ResidualAttentionBlock(64, 4, act_layer=lambda: activation, batch_first=True).eval()
+    given = ResidualAttentionBlock(
+        64, 4, ls_init_value=scale, act_layer=lambda: activation, batch_first=True
+    ).eval()
     for parameter in given.parameters():
         if parameter.dim() == 1:  # biases, which torch begins with 0
             nn.init.normal_(parameter, mean=parameter.mean().item(), std=0.3)
     may_look = torch.ones(2, 1, 20, 20, dtype=torch.bool).tril()
     x = random(2, 20, 64)
-    packed = copy.deepcopy(given)
-    blocks.prepack(packed)
+    packed = blocks.PrepackedBlock(copy.deepcopy(given))
     with torch.inference_mode():
         expected = blocks.block(given, x, may_look)
-        packed = packed.bfloat16()
-        found = blocks.block(packed, x.bfloat16(), may_look)
-        alone = packed(x.bfloat16())  # as a picture tower runs it, without a mask
-        torch.testing.assert_close(alone.float(), given(x), atol=6e-2, rtol=3e-2)
-    torch.testing.assert_close(found.float(), expected, atol=6e-2, rtol=3e-2)
-    assert isinstance(packed.mlp.gelu, nn.Identity) is fused
+        found = blocks.block(packed, x, may_look)
+        alone = packed(x)  # as a picture tower runs it, without a mask
+    assert found.dtype is alone.dtype is torch.float32
+    torch.testing.assert_close(alone, given(x), atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
+    assert torch.equal(x, random(2, 20, 64))
+    assert isinstance(packed.gelu, nn.Identity) is fused
     left = [it for it in packed.modules() if isinstance(it, nn.Linear | nn.MultiheadAttention)]
     assert not left
+
+
+class TiedLayers(nn.Module):
+    """As some towers are, it multiplies with a layer's weight itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called, self.read = blocks.Linear(64, 64), blocks.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.called(x), self.read.weight, self.read.bias)
+
+
+@needs_bf16
+def test_layers_are_prepacked_where_they_are_and_keep_their_weights() -> None:
+    torch.manual_seed(0)
+    given = nn.Sequential(TiedLayers(), nn.LayerNorm(64), blocks.Linear(64, 5)).eval()
+    expected = given(random(7, 64)).detach()
+    packed = copy.deepcopy(given)
+    blocks.prepack(packed)
+    kinds = [type(it) for it in packed.modules()]
+    assert kinds.count(blocks.PrepackedLinear) == 3 and blocks.Linear not in kinds
+    with torch.inference_mode():
+        found = packed(random(7, 64))
+    assert found.dtype is torch.float32
+    torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)

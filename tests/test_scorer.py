@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from clipstem.memory import Memory
 from clipstem.prepare import prepare
 from clipstem.question import ClipstemError, Kind, Picture, ProblemPicture, Question
 from clipstem.scorer import Scorer
+from clipstem.towers import Towers
 
 ON_CPU = TrainerConfig(device="cpu", workers=0)
 MODES = list(ProblemPicture)
@@ -214,6 +216,33 @@ def test_bf16_keeps_the_weights_and_almost_every_choice(tiny: Scorer, drawn_data
     assert tiny.model.weights_sha256() == before == found.provenance["weights_sha256"]
     assert found.logits_QK.dtype == np.float32
     assert 0 < np.abs(found.probs_QK - exact.probs_QK).max() < 0.1
+
+
+@pytest.mark.parametrize("weights_stay", [True, False])
+def test_weights_are_cast_again_only_where_they_may_have_changed(
+    weights_stay: bool, tiny: Scorer, drawn_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, cast = shards.open_dataset(str(drawn_data)), []
+    in_bf16 = Towers.in_bf16
+
+    def counted(model: Towers) -> Towers:
+        cast.append(model)
+        return in_bf16(model)
+
+    monkeypatch.setattr(Towers, "in_bf16", counted)
+    known = tiny.model.weights_sha256() if weights_stay else None
+    half = Scorer(
+        copy.deepcopy(tiny.model),
+        TrainerConfig("cpu", Precision.bf16, workers=0),
+        weights_sha256=known,
+    )
+    first, second = (half.predict(dataset, "valid", 16).logits_QK for _ in range(2))
+    assert np.array_equal(first, second) and len(cast) == (1 if weights_stay else 2)
+    if not weights_stay:
+        with torch.no_grad():
+            for weight in half.model.parameters():
+                weight.mul_(1.1)
+        assert not np.array_equal(half.predict(dataset, "valid", 16).logits_QK, first)
 
 
 def test_questions_without_a_picture_are_counted_and_left_out(tiny: Scorer, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torchvision import transforms
 
 from clipstem import blocks, towers
-from clipstem.blocks import PrepackedLinear, SplitAttention
+from clipstem.blocks import Linear, PrepackedBlock, PrepackedPatches, SplitAttention
 from clipstem.clip_tokenizer import TextTokenizer
 from clipstem.command import model_config
 from clipstem.config import ModelConfig, PictureFit
@@ -250,15 +250,18 @@ def test_a_copy_in_bf16_gives_nearly_the_same_and_leaves_the_weights(
     before = {name: (value, value.clone()) for name, value in ours.model.state_dict().items()}
     half = ours.in_bf16()
     assert ours.training and not half.training
-    assert all(it.dtype is not torch.float32 for it in half.model.parameters())
+    kinds = {it.dtype for it in half.model.parameters() if it.is_floating_point()}
+    assert kinds == {torch.float32 if has_bf16 else torch.bfloat16}
     after = ours.model.state_dict()
     assert list(after) == list(before)
     for name, (value, copy) in before.items():
         assert after[name].data_ptr() == value.data_ptr() and torch.equal(value, copy), name
-    layers = [name for name, it in half.model.named_modules() if isinstance(it, PrepackedLinear)]
-    found = {"visual" if name.startswith("visual.") else "text" for name in layers}
+    packed = [name for name, it in half.model.named_modules() if isinstance(it, PrepackedBlock)]
+    found = {"visual" if name.startswith("visual.") else "text" for name in packed}
     assert found == (prepacked if has_bf16 else set())
-    assert ("visual.conv1.product" in layers) is ("visual" in found)
+    has_patches = isinstance(getattr(half.model.visual, "conv1", None), PrepackedPatches)
+    assert has_patches is ("visual" in found)
+    assert not has_bf16 or Linear not in {type(it) for it in half.model.modules()}
 
     ours.eval()
     pixels = torch.randint(0, 256, (3, *[ours.spec.size] * 2, 3), dtype=torch.uint8)
