@@ -196,26 +196,37 @@ def attention_in_bf16(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return (logits_MTT.softmax(-1) @ value_MTK).view(query.shape)
 
 
-class PrepackedLinear(nn.Module):
+class PrepackedLinear(Linear):
     """A linear layer without gradients whose product is computed in bf16; it gives numbers of the
     type it is given.
 
     oneDNN has laid out the weight once, as products read it; `F.linear` has that done each time.
-    `activation` is one that oneDNN computes while a result is at hand.
+    `activation` is one that oneDNN computes while a result is at hand; the factors are those that
+    it wants weight and bias multiplied with. The layer's own, which it shares, are for modules that
+    multiply with them themselves: in fp32.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str = "none") -> None:
-        super().__init__()
-        laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.detach().bfloat16(), MANY_ROWS)
+    def __init__(
+        self,
+        layer: nn.Linear,
+        activation: str = "none",
+        weight_factor: float = 1.0,
+        bias_factor: float = 1.0,
+    ) -> None:
+        super().__init__(layer.in_features, layer.out_features, device="meta")
+        self.weight, self.bias = layer.weight, layer.bias
+        rounded_MK = (layer.weight.detach() * weight_factor).bfloat16()
+        laid_out = torch.ops.mkldnn._reorder_linear_weight(rounded_MK, MANY_ROWS)
         self.laid_out: Tensor = laid_out
-        self.rounded_bias = None if bias is None else bias.detach().bfloat16()
+        has_bias = layer.bias is not None
+        self.rounded_bias = (layer.bias.detach() * bias_factor).bfloat16() if has_bias else None
         self.activation = activation
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         no_numbers: list[float] = []
-        given = (x.bfloat16(), self.laid_out, self.rounded_bias, self.activation, no_numbers)
+        given = (input.bfloat16(), self.laid_out, self.rounded_bias, self.activation, no_numbers)
         product: Tensor = torch.ops.mkldnn._linear_pointwise(*given, "none")
-        return product.to(x.dtype)
+        return product.to(input.dtype)
 
 
 class PrepackedPatches(nn.Module):
@@ -230,8 +241,8 @@ class PrepackedPatches(nn.Module):
         if convolution.bias is not None:
             bias_W += convolution.bias.detach()
         by_byte_WCHW = weight_WCHW / (255 * std_C)[:, None, None]
-        self.product = PrepackedLinear(by_byte_WCHW.permute(0, 2, 3, 1).flatten(1), bias_W)
-        self.rest_W = bias_W - bias_W.bfloat16()
+        layer = _layer(by_byte_WCHW.permute(0, 2, 3, 1).flatten(1), bias_W)
+        self.product = PrepackedLinear(layer)
 
     def forward(self, bytes_ICHW: Tensor) -> Tensor:
         """[I, W, patches down, patches across], fp32."""
@@ -241,12 +252,13 @@ class PrepackedPatches(nn.Module):
         whole_IHWC = bytes_ICHW[:, :, : down * high, : across * wide].permute(0, 2, 3, 1)
         cut = whole_IHWC.reshape(pictures, down, high, across, wide * channels).transpose(2, 3)
         patches = cut.reshape(pictures, down, across, high * wide * channels).bfloat16()
-        return (self.product(patches) + self.rest_W).permute(0, 3, 1, 2)
+        product: Tensor = self.product(patches)
+        return product.float().permute(0, 3, 1, 2)
 
 
 class PrepackedBlock(nn.Module):
     """A residual attention block of open_clip whose products are computed in bf16; the sums and
-    norms between its two halves stay in fp32, at no cost."""
+    norms between them stay in fp32, at no cost."""
 
     def __init__(self, given: Any) -> None:
         super().__init__()
@@ -255,12 +267,19 @@ class PrepackedBlock(nn.Module):
         prepack(self.attn)
         mlp, known = given.mlp, _in_onednn(given.mlp.gelu)
         activation, factor = known or ("none", 1.0)
-        self.c_fc = PrepackedLinear(mlp.c_fc.weight * factor, mlp.c_fc.bias * factor, activation)
+        self.c_fc = PrepackedLinear(mlp.c_fc, activation, factor, factor)
         self.gelu = nn.Identity() if known else mlp.gelu
-        self.c_proj = PrepackedLinear(mlp.c_proj.weight / factor, mlp.c_proj.bias)
+        self.c_proj = PrepackedLinear(mlp.c_proj, weight_factor=1 / factor)
 
-    def forward(self, x_RTW: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """As open_clip's vision transformer calls it, or with a mask as `attend` wants it."""
+    def forward(
+        self,
+        x_RTW: Tensor,
+        k_x: None = None,
+        v_x: None = None,
+        attn_mask: Tensor | None = None,
+    ) -> Tensor:
+        """As open_clip's transformers call their own, for rows that attend to themselves, with a
+        mask as `attend` wants it."""
         x_RTW = x_RTW + self.ls_1(attend(self.attn, self.ln_1(x_RTW).bfloat16(), attn_mask))
         hidden = self.gelu(self.c_fc(self.ln_2(x_RTW).bfloat16()))
         return x_RTW.add_(self.ls_2(self.c_proj(hidden)))
@@ -271,10 +290,7 @@ def prepack(module: nn.Module) -> None:
     for parent in [*module.modules()]:
         for name, child in [*parent.named_children()]:
             if type(child) is Linear:
-                packed = PrepackedLinear(child.weight, child.bias)
-                # For modules that multiply with a layer's weight themselves: in fp32.
-                packed.weight, packed.bias = child.weight, child.bias
-                setattr(parent, name, packed)
+                setattr(parent, name, PrepackedLinear(child))
 
 
 def _in_onednn(activation: nn.Module) -> tuple[str, float] | None:
@@ -289,7 +305,7 @@ def _in_onednn(activation: nn.Module) -> tuple[str, float] | None:
 def block(given: Any, x_RTW: Tensor, may_look_R1TT: Tensor) -> Tensor:
     """One residual attention block of open_clip over packed rows."""
     if isinstance(given, PrepackedBlock):
-        packed: Tensor = given(x_RTW, may_look_R1TT)
+        packed: Tensor = given(x_RTW, attn_mask=may_look_R1TT)
         return packed
     x_RTW = x_RTW + given.ls_1(attend(given.attn, given.ln_1(x_RTW), may_look_R1TT))
     return x_RTW + given.ls_2(given.mlp(given.ln_2(x_RTW)))

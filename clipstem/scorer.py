@@ -108,8 +108,8 @@ class Scorer(Engine):
     ) -> Iterator[tuple[PairBatch, Tensor]]:
         """Each batch with its logits_QK; what `memory` holds is not encoded again.
 
-        In bf16 the weights are cast beforehand: casting them in every product made scoring on a
-        CPU slower than fp32.
+        In bf16 a copy computes, whose weights are prepared beforehand: casting them in every
+        product made scoring on a CPU slower than fp32.
         """
         model = self._in_precision()
         was_training = model.training

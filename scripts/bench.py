@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from bench_peers import OpenClip, Prepare, Reference, as_open_clip_has_it
 from bench_sets import BLANK, real_or_drawn, stem_shaped, stored
 from measure import machine
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from clipstem import blocks, loader, loss, metrics, packing, pairs, run, scorer
@@ -217,7 +217,7 @@ class Bench:
         if asked := [with_blank_options(it) for it in questions if it.picture is None]:
             ways["texts_known"] = lambda: clipstem(ours, asked)
         if has_bf16(self.device):
-            in_bf16 = self.scorer(Precision.bf16)  # which casts its weights in the first turn
+            in_bf16 = self.scorer(Precision.bf16)  # which lays out its weights in the first turn
             ways["bf16"] = lambda: clipstem(in_bf16)
         seconds, found = in_turns(ways, self.size.turns, self.device)
         counts = np.array([len(question.options) for question in questions])
@@ -450,6 +450,11 @@ def products(device: torch.device) -> dict[str, tuple[torch.dtype, LayerOf]]:
     def ours(weight: Tensor) -> Layer:
         return lambda x: blocks.linear(x, weight, None)
 
+    def prepacked(weight: Tensor) -> Layer:
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        return blocks.PrepackedLinear(layer)
+
     found: dict[str, tuple[torch.dtype, LayerOf]] = {
         "fp32": (torch.float32, plain),
         "bf16": (torch.bfloat16, plain),
@@ -457,10 +462,7 @@ def products(device: torch.device) -> dict[str, tuple[torch.dtype, LayerOf]]:
     if device.type == "cpu" and blocks.MKL_IS_SLOW:
         found["fp32_clipstem"] = (torch.float32, ours)
     if device.type == "cpu" and blocks.onednn_has_bf16():
-        found["bf16_clipstem"] = (
-            torch.bfloat16,
-            lambda weight: blocks.PrepackedLinear(weight, None),
-        )
+        found["bf16_clipstem"] = (torch.bfloat16, prepacked)
     return found
 
 

@@ -53,7 +53,7 @@ def blocks() -> dict[str, str]:
     report = json.loads((BENCHMARKS / "report.json").read_text())
     optional = {
         **{"export": exported, "growth": at_every_size, "ask": asked},
-        **{"rerank": reranked, "distill": distilled, "curate": curated},
+        **{"rerank": reranked, "distill": distilled, "curate": curated, "bf16": in_bf16},
     }
     servers = [it for it in measured if "batching" in it]
     routed = [it for it in measured if "routings" in it]
@@ -69,6 +69,29 @@ def blocks() -> dict[str, str]:
             if (path := BENCHMARKS / f"{name}.json").exists()
         },
     }
+
+
+def in_bf16(figures: dict[str, Any]) -> str:
+    """How often bf16 chooses as fp32 does, a row a run."""
+    rows = [
+        "Choices in bf16 on a CPU beside those in fp32, on `valid`. A skill is learnt where "
+        "answers are right 10 points\nabove chance or more; undecided are questions whose two best "
+        "logits in fp32 are nearer to each other than\nbf16's error, rms of all logits "
+        "(`python scripts/measure_bf16.py <shards> <runs>`).",
+        "",
+        "| trained by | questions | same choice, % | the same on learnt skills | right, % (fp32) "
+        "| error of a logit | undecided |",
+        "|---" * 7 + "|",
+    ]
+    for it in figures.values():
+        questions, learnt = it["questions"], it["learnt"]
+        right = {name: percent(count / questions) for name, count in it["right"].items()}
+        rows.append(
+            f"| `{it['trained']}` | {questions:,} | {percent(it['same'] / questions)} "
+            f"| {learnt['same']:,} of {learnt['questions']:,} | {right['bf16']} ({right['fp32']}) "
+            f"| {it['logit_error_rms']:.3f} | {it['gap_below_error']} |"
+        )
+    return "\n".join(rows)
 
 
 def served(measured: Sequence[dict[str, Any]]) -> str:

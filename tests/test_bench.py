@@ -19,6 +19,7 @@ from clipstem.bank import SKILLS, draw
 from clipstem.command import model_config
 from clipstem.config import ExportConfig, TrainerConfig, Variant
 from clipstem.onnx_scorer import OnnxScorer
+from clipstem.prediction import Predictions
 from clipstem.question import Kind, Question
 from clipstem.tokens import join
 from clipstem.towers import Towers, create
@@ -32,6 +33,7 @@ import bench_peers  # noqa: E402
 import bench_report  # noqa: E402
 import bench_serve  # noqa: E402
 import bench_sets  # noqa: E402
+import measure_bf16  # noqa: E402
 import measure_export  # noqa: E402
 import tables  # noqa: E402
 
@@ -190,3 +192,29 @@ def test_the_server_is_measured_among_hostile_requests(tiny_bundle: Path) -> Non
     turns = {name: [found] for name in ("together", "alone", "hostile")}
     table = tables.served([{"model": "tiny_vit", "clients": 4, "batching": 1.5, "turns": turns}])
     assert "| `tiny_vit` |" in table and "| 1.50 |" in table
+
+
+def test_choices_in_bf16_are_counted_apart_where_a_skill_is_learnt() -> None:
+    """`learnt` is always right, `guessed` once in four, which is its chance, and hangs on nothing;
+    that bf16 moves all logits of a question does not matter."""
+    lowest = np.finfo(np.float32).min
+    sure, tie = [4.0, 0.0, lowest, lowest], [1.0, 1.001, 0.5, 0.0]
+    exact_QK: Any = np.array([sure, sure, tie, tie, tie, tie], np.float32)
+    rough_QK = np.add(exact_QK, 0.5, dtype=np.float32)
+    rough_QK[0, :2] = 4.5, 0.52
+    rough_QK[2, :2] = 1.52, 1.50
+    rough_QK[:2, 2:] = lowest
+    columns: dict[str, Any] = {
+        "skill": ["learnt"] * 2 + ["guessed"] * 4,
+        "answer": [0, 0, 1, 0, 2, 3],
+        "num_options": [2, 2, 4, 4, 4, 4],
+    }
+    exact, rough = (Predictions(columns, it.astype(float), it) for it in (exact_QK, rough_QK))
+    found = measure_bf16.agreement(exact, rough)
+    assert (found["questions"], found["same"], found["gap_below_error"]) == (6, 5, 4)
+    assert found["right"] == {"fp32": 3, "bf16": 2}
+    assert found["learnt"] == {"questions": 2, "same": 2}
+    # 0.01 twice, 0.01525, 0.00575, and 0.00475 twice, of 20 logits
+    assert found["logit_error_rms"] == pytest.approx(0.0051, abs=1e-4)
+    table = tables.in_bf16({"runs/vit": {"trained": "model=tiny_vit", **found}})
+    assert "| `model=tiny_vit` | 6 | 83.3 | 2 of 2 | 33.3 (50.0) | 0.005 | 4 |" in table

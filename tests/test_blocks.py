@@ -200,7 +200,12 @@ needs_bf16 = pytest.mark.skipif(
 def test_a_packed_layer_is_the_layer(shape: tuple[int, ...], biased: bool) -> None:
     weight, bias = random(40, 64) / 8, random(40) if biased else None
     expected = F.linear(half(*shape).float(), weight, bias)
-    layer = blocks.PrepackedLinear(weight, bias)
+    given = nn.Linear(64, 40, biased)
+    given.weight = nn.Parameter(weight)
+    if bias is not None:
+        given.bias = nn.Parameter(bias)
+    layer = blocks.PrepackedLinear(given)
+    assert layer.weight is given.weight and layer.bias is given.bias
     with torch.inference_mode():
         for x in (half(*shape), half(*shape).float()):
             found = layer(x)
@@ -292,8 +297,9 @@ def test_a_packed_block_is_the_block(
     torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
     assert torch.equal(x, random(2, 20, 64))
     assert isinstance(packed.gelu, nn.Identity) is fused
-    left = [it for it in packed.modules() if isinstance(it, nn.Linear | nn.MultiheadAttention)]
-    assert not left
+    kinds = {type(it) for it in packed.modules()}
+    assert blocks.PrepackedLinear in kinds
+    assert not kinds & {nn.Linear, blocks.Linear, nn.MultiheadAttention, blocks.Attention}
 
 
 class TiedLayers(nn.Module):

@@ -7,6 +7,7 @@ import json
 import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.hf_model import HFTextEncoder
 from oracle import Oracle
 
 from clipstem import scorer, shards, towers
 from clipstem.command import model_config
-from clipstem.config import ModelConfig, TrainerConfig
+from clipstem.config import ModelConfig, Precision, TrainerConfig
 from clipstem.question import ClipstemError
 from clipstem.tokens import Layout, join
 
@@ -131,6 +133,18 @@ def test_questions_are_answered_as_the_oracle_does(made: towers.Towers, drawn_da
         probs = found.probs_QK[place, : len(expected)]
         assert probs.argmax() == expected.argmax()
         np.testing.assert_allclose(probs, expected, atol=1e-5)
+
+
+def test_a_copy_in_bf16_answers_nearly_the_same(made: towers.Towers, drawn_data: Path) -> None:
+    """Also where training has left gradient checkpointing on."""
+    if not isinstance(getattr(made.model, "text", None), HFTextEncoder):
+        made.model.set_grad_checkpointing(True)
+    dataset = shards.open_dataset(str(drawn_data))
+    exact, rough = (
+        scorer.Scorer(made, replace(ON_CPU, precision=precision)).predict(dataset, "valid", 16)
+        for precision in (Precision.fp32, Precision.bf16)
+    )
+    assert 0 < np.abs(exact.probs_QK - rough.probs_QK).max() < 0.02
 
 
 def test_a_folder_of_weights_is_whole_wherever_it_goes(

@@ -235,11 +235,21 @@ WITH_BF16 = pytest.param(
             {"visual", "text"},
         ),
         ({"vision_cfg": VIT, **SEEING_PADDING}, {"visual"}),
+        ({"vision_cfg": {**VIT, "qk_norm": True}}, {"text"}),
         ({"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}}, {"text"}),
         ({"vision_cfg": {**TIMM, "timm_model_name": "test_efficientnet"}}, {"text"}),
         ({"vision_cfg": {**TIMM, "timm_model_name": "test_vit"}, **SEEING_PADDING}, set()),
     ],
-    ids=["vit", "quick", "pooler", "seeing padding", "resnet", "convolutions", "timm alone"],
+    ids=[
+        "vit",
+        "quick",
+        "pooler",
+        "seeing padding",
+        "its own attention",
+        "resnet",
+        "convolutions",
+        "timm alone",
+    ],
 )
 def test_a_copy_in_bf16_gives_nearly_the_same_and_leaves_the_weights(
     given: dict[str, Any], prepacked: set[str], has_bf16: bool, monkeypatch: pytest.MonkeyPatch
@@ -260,7 +270,9 @@ def test_a_copy_in_bf16_gives_nearly_the_same_and_leaves_the_weights(
     found = {"visual" if name.startswith("visual.") else "text" for name in packed}
     assert found == (prepacked if has_bf16 else set())
     has_patches = isinstance(getattr(half.model.visual, "conv1", None), PrepackedPatches)
-    assert has_patches is ("visual" in found)
+    assert has_patches is (
+        has_bf16 and isinstance(ours.model.visual, open_clip.transformer.VisionTransformer)
+    )
     assert not has_bf16 or Linear not in {type(it) for it in half.model.modules()}
 
     ours.eval()
