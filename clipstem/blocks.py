@@ -258,7 +258,7 @@ class PrepackedPatches(nn.Module):
 
 class PrepackedBlock(nn.Module):
     """A residual attention block of open_clip whose products are computed in bf16; the sums and
-    norms between them stay in fp32, at no cost."""
+    norms between them stay in fp32, which takes no longer."""
 
     def __init__(self, given: Any) -> None:
         super().__init__()
