@@ -274,8 +274,8 @@ class PrepackedBlock(nn.Module):
     def forward(
         self,
         x_RTW: Tensor,
-        k_x: None = None,
-        v_x: None = None,
+        _k_x: None = None,
+        _v_x: None = None,
         attn_mask: Tensor | None = None,
     ) -> Tensor:
         """As open_clip's transformers call their own, for rows that attend to themselves, with a
