@@ -15,9 +15,8 @@ from serving import ONE, app_of, probabilities
 
 from clipstem.onnx_scorer import OnnxScorer
 from clipstem.question import Picture, Question
-from clipstem.serve.app import decoded
 from clipstem.serve.batching import Batcher
-from clipstem.serve.requests import ApiError, Asked
+from clipstem.serve.requests import ApiError, Asked, decoded
 
 
 def noise(seed: int) -> Picture:
@@ -27,7 +26,7 @@ def noise(seed: int) -> Picture:
 
 def some_asked(engine: OnnxScorer, seed: int) -> Asked:
     question = Question(f"q{seed}", "", "", "", "Which?", noise(seed), ("a", "b", "c"))
-    return decoded(question, engine)
+    return decoded(question, engine.spec)
 
 
 def test_questions_that_arrive_together_are_scored_together(engine: OnnxScorer) -> None:

@@ -276,3 +276,8 @@ def asked(
 
 def _prefix(given: QuestionIn) -> str:
     return f"question '{given.id or ''}': "
+
+
+def decoded(question: Question, spec: PictureSpec) -> Asked:
+    """A question of our own, with its pictures' pixels."""
+    return Asked(question, {it.sha256: to_pixels(it.data, spec) for it in question.pictures})
