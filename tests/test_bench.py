@@ -23,6 +23,7 @@ from clipstem.prediction import Predictions
 from clipstem.question import Kind, Question
 from clipstem.tokens import join
 from clipstem.towers import Towers, create
+from clipstem.train import main as train
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -218,3 +219,37 @@ def test_choices_in_bf16_are_counted_apart_where_a_skill_is_learnt() -> None:
     assert found["logit_error_rms"] == pytest.approx(0.0051, abs=1e-4)
     table = tables.in_bf16({"runs/vit": {"trained": "model=tiny_vit", **found}})
     assert "| `model=tiny_vit` | 6 | 83.3 | 2 of 2 | 33.3 (50.0) | 0.005 | 4 |" in table
+
+
+def test_a_run_is_scored_in_both_precisions_and_other_rows_stay(
+    drawn_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = str(tmp_path / "run")
+    settings = ["model=tiny_vit", "steps=2", "eval_every_steps=2", "batch_size=8"]
+    settings += ["trainer.device=cpu", "trainer.workers=0"]
+    monkeypatch.setattr("sys.argv", ["train", *settings, f"data={drawn_data}", f"out={run}"])
+    train()
+    published: dict[str, Any] = {}
+    monkeypatch.setattr(measure_bf16, "BENCHMARKS", tmp_path)
+    monkeypatch.setattr(measure_bf16, "publish", published.__setitem__)
+    monkeypatch.setattr(measure_bf16, "facts", lambda: {"commit": "abc"})
+    monkeypatch.setattr(measure_bf16, "onednn_has_bf16", lambda: True)  # or all is cast
+    (tmp_path / "bf16.json").write_text(json.dumps({"runs/other": {"same": 7}}))
+    monkeypatch.setattr("sys.argv", ["measure_bf16.py", str(drawn_data), run])
+    measure_bf16.main()
+    rows = published["bf16"]
+    assert rows["runs/other"] == {"same": 7}
+    assert (rows[run]["commit"], rows[run]["data"]) == ("abc", str(drawn_data))
+    assert rows[run]["trained"].startswith("model=tiny_vit steps=2 ")
+    assert run not in rows[run]["trained"]
+    assert rows[run]["questions"] == 40 and 30 <= rows[run]["same"] <= 40
+    assert 0 < rows[run]["logit_error_rms"] < 0.05  # two precisions did run
+    assert f"| `{rows[run]['trained']}` | 40 |" in tables.in_bf16({run: rows[run]})
+
+
+def test_choices_in_bf16_are_measured_only_where_a_processor_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measure_bf16, "onednn_has_bf16", lambda: False)
+    with pytest.raises(SystemExit, match=r"^this processor, or this torch, has no"):
+        measure_bf16.main()
