@@ -5,6 +5,7 @@ python scripts/bench_report.py    # bring the pictures and the README up to date
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import statistics
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 START, END = "<!-- measured: speed -->\n", "<!-- end -->"
 NAMES = {"clipstem": "", "texts_known": ", question texts known", "bf16": ", bf16"}
 """The ways that are compared with the peers, and what is added to a row's name for each."""
+STEP, LETTER = 26, 6  # from row to row, and a letter's width at most on average, px
 
 
 @dataclass(frozen=True)
@@ -133,30 +135,40 @@ def picture(figures: dict[str, Any]) -> str:
     """SVG: how many times open_clip's speed, with a mark where the arithmetic ends."""
     shown = list(rows(figures))
     widest = max(max(row.against_open_clip, row.limit or 0) for row in shown)
-    unit, left, step = 380 / widest, 400, 26
-    height = step * len(shown) + 60
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="860" height="{height}" '
-        'font-family="sans-serif" font-size="12">',
-        '<rect width="100%" height="100%" fill="white"/>',
-        '<text x="10" y="20" font-size="14">Speed against open_clip\'s usual way = 1 '
-        f"({escape(_device(figures))}); a line: what the arithmetic allows in fp32</text>",
-    ]
-    for number, row in enumerate(shown):
-        top = 36 + step * number
-        width = unit * row.against_open_clip
-        name = row.name if len(row.name) < 62 else row.name[:60] + "…"
-        parts += [
-            f'<text x="{left - 8}" y="{top + 13}" text-anchor="end">{escape(name)}</text>',
-            f'<rect x="{left}" y="{top}" width="{width:.1f}" height="18" fill="#2159cd"/>',
-            f'<text x="{left + width + 6:.1f}" y="{top + 13}">{row.against_open_clip:.2f}</text>',
-        ]
-        if row.limit:
-            x = left + unit * row.limit
-            parts.append(f'<path d="M{x:.1f} {top - 2}v22" stroke="#d62828" stroke-width="2"/>')
+    left = 24 + LETTER * max(len(row.name) for row in shown)
+    unit, top = 380 / widest, 36
+    parts = []
+    for model, of_model in itertools.groupby(shown, key=lambda row: row.model):
+        if len(figures["sizes"]) > 1:
+            heading = f'<text x="{left - 8}" y="{top + 13}" text-anchor="end" font-weight="bold">'
+            parts.append(f"{heading}{escape(model)}</text>")
+            top += STEP
+        for row in of_model:
+            width = unit * row.against_open_clip
+            value = f"{row.against_open_clip:.2f}"
+            parts += [
+                f'<text x="{left - 8}" y="{top + 13}" text-anchor="end">{escape(row.name)}</text>',
+                f'<rect x="{left}" y="{top}" width="{width:.1f}" height="18" fill="#2159cd"/>',
+                f'<text x="{left + width + 6:.1f}" y="{top + 13}">{value}</text>',
+            ]
+            if row.limit:
+                x = left + unit * row.limit
+                parts.append(f'<path d="M{x:.1f} {top - 2}v22" stroke="#d62828" stroke-width="2"/>')
+            top += STEP
     x = left + unit
-    parts.append(f'<path d="M{x:.1f} 30V{height - 16}" stroke="#555" stroke-dasharray="3 3"/>')
-    return "\n".join([*parts, "</svg>", ""])
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + 450}" height="{top + 24}" '
+            'font-family="sans-serif" font-size="12">',
+            '<rect width="100%" height="100%" fill="white"/>',
+            '<text x="10" y="20" font-size="14">Speed against open_clip\'s usual way = 1 '
+            f"({escape(_device(figures))}); a line: what the arithmetic allows in fp32</text>",
+            *parts,
+            f'<path d="M{x:.1f} 30V{top + 8}" stroke="#555" stroke-dasharray="3 3"/>',
+            "</svg>",
+            "",
+        ]
+    )
 
 
 def _device(figures: dict[str, Any]) -> str:

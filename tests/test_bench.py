@@ -87,6 +87,11 @@ def test_the_benchmark_runs_and_the_readme_shows_it(
         list(bench_report.rows(figures))
     )
     assert "STEM-shaped set" in capsys.readouterr().out
+    second = [{**it, "model": "another"} for it in results]
+    both = {**figures, "results": results + second, "sizes": {"tiny_vit": 0, "another": 0}}
+    drawn = bench_report.picture(both)
+    assert drawn.count("<rect") == 1 + len(list(bench_report.rows(both)))
+    assert drawn.count(">tiny_vit<") == drawn.count(">another<") == 1
 
 
 def test_ways_that_disagree_give_no_result() -> None:
