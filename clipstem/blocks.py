@@ -18,7 +18,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 SHAPES_KEPT = "64"
 QUICK = 1.702  # QuickGELU's factor
 MANY_ROWS = 2_048  # of the products that a prepacked weight is laid out for
-SHORT_ROW = 320  # tokens; longer ones' matrix of all pairs takes too much memory
+ATTENTION_BYTES = 2**24  # of the pairs of tokens that are attended to at a time
 FEW_NUMBERS = 20_480  # torch gives no smaller convolution to oneDNN
 
 
@@ -174,7 +174,7 @@ def attend(
         third.view(rows, tokens, attention.num_heads, -1).transpose(1, 2) for third in thirds
     )
     in_bf16 = query.is_cpu and query.dtype is torch.bfloat16 and not torch.is_grad_enabled()
-    if in_bf16 and may_look is None and tokens <= SHORT_ROW and onednn_has_bf16():
+    if in_bf16 and may_look is None and onednn_has_bf16():
         out = attention_in_bf16(query, key, value)
     else:
         out = F.scaled_dot_product_attention(query, key, value, may_look)
@@ -186,14 +186,22 @@ def attend(
 
 def attention_in_bf16(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """`F.scaled_dot_product_attention` on a CPU in bf16, by three operations of which oneDNN has
-    the two products: for short rows sooner.
+    the two products: sooner. Not for gradients.
 
-    What is between them is rounded to bf16, as in torch's fast path for `nn.MultiheadAttention`.
+    What is between them is rounded to bf16, as in torch's fast path for `nn.MultiheadAttention`;
+    so many heads at a time that its memory is bounded.
     """
     query_MTK, key_MTK, value_MTK = (it.flatten(0, 1) for it in (query, key, value))
-    none, scale = query.new_zeros(1, 1, 1), query.shape[-1] ** -0.5
-    logits_MTT = torch.baddbmm(none, query_MTK, key_MTK.transpose(1, 2), beta=0, alpha=scale)
-    return (logits_MTT.softmax(-1) @ value_MTK).view(query.shape)
+    _, tokens, width = query_MTK.shape
+    heads = max(1, ATTENTION_BYTES // (query.element_size() * tokens**2))
+    none, scale = query.new_zeros(1, 1, 1), width**-0.5
+    out_MTK = torch.empty_like(value_MTK)
+    whole = (query_MTK, key_MTK, value_MTK, out_MTK)
+    parts = [torch.split(it, heads) for it in whole]
+    for q, k, v, out in zip(*parts, strict=True):
+        logits_MTT = torch.baddbmm(none, q, k.transpose(1, 2), beta=0, alpha=scale)
+        torch.bmm(logits_MTT.softmax(-1), v, out=out)
+    return out_MTK.view(query.shape)
 
 
 class PrepackedLinear(Linear):
