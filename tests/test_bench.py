@@ -87,6 +87,7 @@ def test_the_benchmark_runs_and_the_readme_shows_it(
         list(bench_report.rows(figures))
     )
     assert "STEM-shaped set" in capsys.readouterr().out
+    assert ">tiny_vit<" not in bench_report.picture(figures)
     second = [{**it, "model": "another"} for it in results]
     both = {**figures, "results": results + second, "sizes": {"tiny_vit": 0, "another": 0}}
     drawn = bench_report.picture(both)

@@ -231,16 +231,30 @@ def test_packed_patches_are_the_convolution_of_normalised_pixels(
     torch.testing.assert_close(found, convolution(normalised), atol=2e-2, rtol=2e-2)
 
 
-def test_attention_in_bf16_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_in_bf16_is_torchs() -> None:
     draws = [torch.Generator().manual_seed(number) for number in range(3)]
     q, k, v = (torch.randn((3, 2, 20, 32), generator=draw) for draw in draws)
     found = blocks.attention_in_bf16(q.bfloat16(), k.bfloat16(), v.bfloat16())
     expected = F.scaled_dot_product_attention(q, k, v)
     torch.testing.assert_close(found.float(), expected, atol=3e-2, rtol=3e-2)
-    for heads in (0, 1, 4):  # at a time, of six
-        monkeypatch.setattr(blocks, "ATTENTION_BYTES", 2 * 20**2 * heads)
-        again = blocks.attention_in_bf16(q.bfloat16(), k.bfloat16(), v.bfloat16())
-        torch.testing.assert_close(again, found, atol=1e-2, rtol=1e-2)
+
+
+def test_long_rows_attend_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = (half(5, 2, 20, 32) for _ in range(3))
+    whole, sizes = blocks.attention_in_bf16(q, k, v), []
+    product = torch.baddbmm
+
+    def seen(*given: Any, **more: Any) -> Tensor:
+        sizes.append(len(given[1]))
+        return product(*given, **more)
+
+    monkeypatch.setattr(torch, "baddbmm", seen)
+    for bytes_of, expected in ((2, [4, 4, 2]), (0.5, [2] * 5)):  # of so many rows' pairs
+        sizes.clear()
+        monkeypatch.setattr(blocks, "ATTENTION_BYTES", int(bytes_of * 2 * 2 * 20**2))
+        found = blocks.attention_in_bf16(q, k, v)
+        assert sizes == expected
+        torch.testing.assert_close(found, whole, atol=1e-2, rtol=1e-2)
 
 
 @needs_bf16

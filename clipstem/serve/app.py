@@ -28,8 +28,15 @@ from clipstem.question import ClipstemError
 from clipstem.serve.around import Around, Metrics, told
 from clipstem.serve.batching import Batcher
 from clipstem.serve.exams import exam_routes
-from clipstem.serve.requests import ApiError, ErrorOut, decoded
-from clipstem.serve.scoring import describe, score_route
+from clipstem.serve.requests import (
+    ApiError,
+    ErrorOut,
+    PictureIn,
+    QuestionIn,
+    QuestionsIn,
+    decoded,
+)
+from clipstem.serve.scoring import SCHEMAS, score_route
 from clipstem.serve.sittings import Questions, Sittings
 
 PAGE = Path(__file__).parent / "page"
@@ -97,6 +104,8 @@ def make_app(engine: Engine, config: ServeConfig, questions: Questions) -> FastA
         place = ".".join(str(part) for part in first["loc"] if part != "body")
         return told(ApiError(422, f"{place}: {first['msg']}" if place else first["msg"]))
 
+    app.include_router(score_route(batcher, engine.spec, config))
+
     # ---- for whoever runs it
 
     probe = decoded(PROBE, engine.spec)
@@ -124,7 +133,29 @@ def make_app(engine: Engine, config: ServeConfig, questions: Questions) -> FastA
         return FileResponse(PAGE / "exam.html")
 
     app.mount("/page", StaticFiles(directory=PAGE))
-    app.include_router(score_route(batcher, engine.spec, config))
     app.include_router(exam_routes(batcher, engine.spec, sittings))
-    describe(app, config.token is not None)
+    _describe(app, config.token is not None)
     return app
+
+
+def _describe(app: FastAPI, has_token: bool) -> None:
+    """Put the types that scoring's `BODY` names, and the token, into the OpenAPI description."""
+    generated = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schemas = generated()["components"]["schemas"]
+            for shape in (QuestionIn, QuestionsIn, PictureIn):
+                made = shape.model_json_schema(ref_template=SCHEMAS + "{model}")
+                made.pop("$defs", None)
+                schemas[shape.__name__] = made
+            described: dict[str, Any] = app.openapi_schema or {}
+            if has_token:
+                bearer = {"bearer": {"type": "http", "scheme": "bearer"}}
+                described["components"]["securitySchemes"] = bearer
+                described["security"] = [{"bearer": []}]
+        assert app.openapi_schema is not None
+        return app.openapi_schema
+
+    # FastAPI has no other way to extend its description than to put a function over its own.
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""The call that scores, `/v1/score`, and how the API's description tells of it."""
+"""The call that scores, `/v1/score`, and what the API's description says that it takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Request
 from python_multipart.multipart import parse_options_header
 
 from clipstem.config import ServeConfig
@@ -20,9 +20,7 @@ from clipstem.serve.requests import (
     AnswersOut,
     ApiError,
     Asked,
-    PictureIn,
     QuestionIn,
-    QuestionsIn,
     asked,
     check_texts,
     of_form,
@@ -99,13 +97,13 @@ _ONE = {
     "picture": _example_png(),
     "options": ["red", "green", "blue"],
 }
-_SCHEMA = "#/components/schemas/"
+SCHEMAS = "#/components/schemas/"
 BODY: dict[str, Any] = {
     "required": True,
     "content": {
         "application/json": {
             "schema": {
-                "oneOf": [{"$ref": f"{_SCHEMA}{it}"} for it in ("QuestionIn", "QuestionsIn")]
+                "oneOf": [{"$ref": f"{SCHEMAS}{it}"} for it in ("QuestionIn", "QuestionsIn")]
             },
             "examples": {
                 "one question": {"value": _ONE},
@@ -131,26 +129,3 @@ BODY: dict[str, Any] = {
     },
 }
 """What `/v1/score` takes, told by hand: a handler that takes two types has no signature for it."""
-
-
-def describe(app: FastAPI, has_token: bool) -> None:
-    """Put the types that `BODY` names, and the token, into the OpenAPI description."""
-    generated = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schemas = generated()["components"]["schemas"]
-            for shape in (QuestionIn, QuestionsIn, PictureIn):
-                made = shape.model_json_schema(ref_template=_SCHEMA + "{model}")
-                made.pop("$defs", None)
-                schemas[shape.__name__] = made
-            described: dict[str, Any] = app.openapi_schema or {}
-            if has_token:
-                bearer = {"bearer": {"type": "http", "scheme": "bearer"}}
-                described["components"]["securitySchemes"] = bearer
-                described["security"] = [{"bearer": []}]
-        assert app.openapi_schema is not None
-        return app.openapi_schema
-
-    # FastAPI has no other way to extend its description than to put a function over its own.
-    app.openapi = openapi  # type: ignore[method-assign]
