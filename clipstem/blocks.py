@@ -186,8 +186,8 @@ def attend(
 
 def attention_in_bf16(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """What `F.scaled_dot_product_attention` gives for [R, heads, T, K] of one shape on a CPU in
-    bf16, by three operations of which oneDNN has the two products: in half the time, measured on
-    two cores with AVX512_BF16. Not for gradients.
+    bf16, by three operations of which oneDNN has the two products: sooner, on two cores of an AMD
+    EPYC with AVX512_BF16. Not for gradients.
 
     So many rows at a time, but one at least, that their pairs of tokens take little memory. What
     is between the operations is rounded to bf16, as in torch's fast path for
