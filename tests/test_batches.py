@@ -161,7 +161,7 @@ def test_who_stops_early_leaves_no_thread_behind(dataset: Dataset, threads: int)
     ahead = read_ahead(made, range(len(made)), threads)
     assert equal(next(ahead), made[0])
     started = set(threading.enumerate()) - before
-    assert len(started) == threads
+    assert 1 <= len(started) <= threads  # a pool starts none for work that an idle one can take
     del ahead
     for thread in started:
         thread.join(60)
