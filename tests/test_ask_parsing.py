@@ -81,6 +81,14 @@ def test_an_options_text_is_understood(form: str, option: int) -> None:
         ("12", ("12", "21"), 0, Way.TEXT),
         ("It is 12.", ("12", "120"), 0, Way.TEXT),
         ("It is -5.", ("5", "-5"), 1, Way.TEXT),
+        ("The answer is −3.", ("3", "-3"), 1, Way.TEXT),
+        ("−5 m", ("5 m", "-5 m"), 1, Way.TEXT),
+        ("The answer is –5", ("−5", "5"), 0, Way.TEXT),
+        ("-5 metres", ("5 meters", "-5 meters"), 1, Way.NEAR),
+        (".5%", ("5%", "50%", "0.5%"), 2, Way.TEXT),
+        ("north-east", ("north", "northeast", "east"), 1, Way.NEAR),
+        ("non-metal", ("metal", "nonmetal"), 1, Way.NEAR),
+        ("<think>A?</think>The answer is B. <think>Or", OPTIONS, 1, Way.LETTER),
         ("3/4", ("3/4", "4"), 0, Way.TEXT),
         ("2.50", ("2", "2.50"), 1, Way.TEXT),
         ("Vitamin C", ("vitamin D", "vitamin C"), 1, Way.TEXT),
@@ -107,6 +115,7 @@ def test_cases(text: str, options: tuple[str, ...], option: int, way: Way) -> No
         "The circle is not a polygon", "a square or a circle", "A. square\nB. circle\nC. dark red",
         "I'm sorry, but I can't help with that.", "As an AI model, I cannot see pictures.",
         "I", "A very good question!", "123", "{}", "I would choose C over option B", "triangle",
+        "<think>\nOkay, let me look at option A first. It says", "<think>maybe a circle. But wait",
     ],
 )  # fmt: skip
 def test_what_names_no_option_is_not_understood(text: str) -> None:

@@ -82,10 +82,15 @@ def parse(text: str, options: Sequence[str]) -> Parsed:
 
 
 def _without_thoughts(text: str) -> str:
-    """The answer with blanks, of the same length, where a model only thinks aloud."""
+    """The answer with blanks, of the same length, where a model only thinks aloud.
+
+    Thoughts that have no end were cut off, and no answer follows them.
+    """
     end = text.rfind("</think>")
     end = 0 if end < 0 else end + len("</think>")
-    return " " * end + text[end:]
+    said = " " * end + text[end:]
+    cut = said.find("<think>")
+    return said if cut < 0 else said[:cut] + " " * (len(said) - cut)
 
 
 def _conclusion(text: str) -> str:
@@ -194,9 +199,11 @@ def _only_letter(said: str, letters: str) -> int | None:
 
 
 def _plain(text: str) -> str:
-    """A text without case, marks around words, or an article in front."""
+    """A text without case, marks around words, or an article in front; numbers in one spelling."""
     text = unicodedata.normalize("NFKC", text).casefold()
     text = text.replace("’", "'")
+    text = re.sub(r"[−–](?=\.?\d)", "-", text)  # a minus sign, or what is typed for one
+    text = re.sub(r"(?<![\w.,])\.(?=\d)", "0.", text)
     text = re.sub(r"[*_`\"“”()\[\]{}$\\]|(?<!\w)'|'(?!\w)", " ", text)
     text = re.sub(r"[.,;:!?]+(?=\s|$)", " ", text)
     words = text.split()
@@ -213,10 +220,13 @@ def _named(said: str, names: Sequence[str]) -> int | None:
     for number in sorted(range(len(names)), key=lambda it: -len(names[it])):
         if not names[number]:
             continue
-        pattern = rf"(?<![\w.,/+-]){re.escape(names[number])}(?![\w/+]|[.,]\d)"
+        pattern = rf"(?<![\w.,/+-]){re.escape(names[number])}(?![\w/+]|[.,]\d|-\w)"
         rest, times = re.subn(pattern, "\0", rest)
         found += [number] if times else []
     return found[0] if len(found) == 1 and not _DENIES.search(rest) else None
+
+
+_NUMBER = re.compile(r"(?:(?<!\w)-)?\d+(?:[.,]\d+)*")
 
 
 def _nearest(said: str, names: Sequence[str]) -> int | None:
@@ -229,7 +239,7 @@ def _nearest(said: str, names: Sequence[str]) -> int | None:
     for name in names:
         matcher.set_seq1(name[: 2 * LONGEST_NEAR])
         # Other numbers are other answers, however like they look.
-        is_other = re.findall(r"\d+", name) != re.findall(r"\d+", said)
+        is_other = _NUMBER.findall(name) != _NUMBER.findall(said)
         likeness.append(0.0 if is_other or not name else matcher.ratio())
     best, *others = sorted(range(len(names)), key=lambda it: -likeness[it])
     if likeness[best] < LEAST_LIKENESS:
