@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clipstem import towers
-from clipstem.atomic import new_folder, refuse_existing
+from clipstem.atomic import new_folder, require_new
 from clipstem.command import verb
 from clipstem.config import AssembleConfig, ModelConfig, TowerConfig
 from clipstem.question import ClipstemError
@@ -128,7 +128,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 @verb("assemble", AssembleConfig)
 def main(config: AssembleConfig) -> None:
     out = Path(config.out)
-    refuse_existing(out, "out=<folder>")
+    require_new(out, "out=<folder>")
     model = assemble(config)
     with new_folder(out) as partial:
         model.save(partial)

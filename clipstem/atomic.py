@@ -15,6 +15,8 @@ from clipstem.question import ClipstemError
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """What a disk says that is full or read-only, or that does not belong to us."""
 
+PARTIAL = ".{}.partial-"  # a name until it is whole, and eight characters of tempfile's
+
 
 @contextmanager
 def new_file(path: Path, replace: bool = False) -> Iterator[Path]:
@@ -24,10 +26,10 @@ def new_file(path: Path, replace: bool = False) -> Iterator[Path]:
         ClipstemError: if `path` exists, unless it is to be replaced.
     """
     if not replace:
-        refuse_existing(path)
+        require_new(path)
     with _named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.partial-")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL.format(path.name))
         os.close(handle)
         partial = Path(name)
         try:
@@ -35,7 +37,7 @@ def new_file(path: Path, replace: bool = False) -> Iterator[Path]:
             _flush(partial)
             partial.chmod(0o644)
             if not replace:
-                refuse_existing(path)  # somebody may have made it meanwhile
+                require_new(path)  # somebody may have made it meanwhile
             partial.rename(path)
             _flush(path.parent)
         finally:
@@ -45,17 +47,17 @@ def new_file(path: Path, replace: bool = False) -> Iterator[Path]:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """The same for a folder and all the files in it."""
-    refuse_existing(path)
+    require_new(path)
     with _named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
+        partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=PARTIAL.format(path.name)))
         try:
             yield partial
             partial.chmod(0o755)
             for entry in sorted(partial.rglob("*")):
                 entry.chmod(0o755 if entry.is_dir() else 0o644)
                 _flush(entry)
-            refuse_existing(path)
+            require_new(path)
             partial.rename(path)
             _flush(path.parent)
         finally:
@@ -75,15 +77,35 @@ def _named(path: Path) -> Iterator[None]:
         ) from error
 
 
-def refuse_existing(path: Path, setting: str = "") -> None:
-    """Refuse a path that exists; `setting` is how another one is given, such as out=<folder>.
+def require_new(path: Path, setting: str = "") -> None:
+    """Refuse a path that exists or could not be made, so that no long work is done for nothing.
+
+    `setting` is how another one is given, such as out=<folder>.
 
     Raises:
-        ClipstemError: if it does.
+        ClipstemError: if it exists, lies in what is no folder of ours to write to, or is no name.
     """
-    if path.exists():
-        instead = f"give another {setting}" if setting else "choose another name or move it away"
-        raise ClipstemError(f"{path} exists and is never overwritten; {instead}")
+    instead = f"give another {setting}" if setting else "choose another name or move it away"
+    try:
+        if _is_there(path):
+            raise ClipstemError(f"{path} exists and is never overwritten; {instead}")
+        _is_there(path.with_name(PARTIAL.format(path.name) + 8 * "x"))  # may be too long a name
+        above = next(it for it in path.absolute().parents if _is_there(it))
+    except OSError as error:
+        raise ClipstemError(f"{path}: cannot be made ({error.strerror}); {instead}") from None
+    if not above.is_dir():
+        raise ClipstemError(f"{path}: cannot be made, {above} is no folder; {instead}")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ClipstemError(f"{path}: cannot be made, {above} is not ours to write to; {instead}")
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path exists, be it a link that leads nowhere; any Python raises alike here."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _flush(path: Path) -> None:

@@ -15,7 +15,8 @@ from rich.table import Table
 from clipstem.metrics import summarize
 from clipstem.prediction import Predictions
 
-console = Console()
+# Names and paths of strangers are printed, and may look like rich's tags; we use none ourselves.
+console = Console(markup=False, emoji=False)
 
 MASTERED = 0.9  # accuracy from which a skill is counted in the table's last line
 
@@ -33,7 +34,8 @@ def show_log_lines() -> None:
 @contextmanager
 def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show how much of `total` is done; the block calls what it is given with each advance."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    name = TextColumn("{task.description}", markup=False)
+    columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(what, total=total)
         yield lambda done: progress.advance(task, done)

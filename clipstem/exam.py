@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from rich.markup import escape
 from rich.table import Table
 
 from clipstem import prediction, run
@@ -283,7 +282,7 @@ def show(exam: Exam, found: Predictions) -> None:
     console.print(_lowest_table(exam))
     settings = ", ".join(f"{name}={value}" for name, value in plain(exam.config).items())
     for line in (settings, *_notes(exam, found)):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, highlight=False)
 
 
 def _notes(exam: Exam, found: Predictions) -> Iterator[str]:
@@ -322,7 +321,7 @@ def _scores_table(exam: Exam) -> Table:
     for name in ("subject", "grade"):
         scores = exam.by(name)
         for group in sorted(scores, key=lambda group: natural(group, YOUNGEST)):
-            table.add_row(escape(group), *_cells(scores[group]))
+            table.add_row(group, *_cells(scores[group]))
         table.add_section()
     table.add_row("mean of subjects", *_cells(exam.mean_of_subjects))
     table.add_row("mean of skills", *_cells(exam.mean_of_skills))
@@ -336,8 +335,8 @@ def _lowest_table(exam: Exam) -> Table:
     table = _table(title, "skill", "grade", "questions", "accuracy %", "score", "95 % of exams")
     for score, unit in scored[:LOWEST_SHOWN]:
         table.add_row(
-            escape(unit.skill),
-            escape(unit.grade),
+            unit.skill,
+            unit.grade,
             f"{unit.questions:,}",
             f"{100 * (unit.accuracy or 0):.1f}",
             f"{score.mean:.1f}",

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from clipstem import __version__, bundle, console, packing, run, scorer, shards
-from clipstem.atomic import new_folder
+from clipstem.atomic import new_folder, require_new
 from clipstem.bundle import PICTURE_GRAPH, TEXT_GRAPH, Bundle, TextSettings
 from clipstem.command import verb
 from clipstem.config import ExportConfig, Variant
@@ -116,6 +116,7 @@ def export(config: ExportConfig) -> dict[str, Parity]:
         ClipstemError: if the model or the questions are not as expected, or fp32 does not give
             torch's answers.
     """
+    require_new(Path(config.out), "out=<folder>")
     ours, data = _model(config)
     dataset = shards.open_dataset(data)
     dataset.shards_of(config.split)

@@ -53,8 +53,14 @@ class _ByThreads:
 
 class _ByProcesses(DataLoader[PairBatch]):
     def __iter__(self) -> Iterator[PairBatch]:  # type: ignore[override]
+        # Workers inherit that the signals wait: torch's own handler would end one that is new.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
-            yield from super().__iter__()
+            given = super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            yield from given
         except ClipstemError as error:
             # From a worker, torch gives the message a traceback in front: back to one line.
             raise ClipstemError(str(error).rpartition("ClipstemError: ")[2].strip()) from None

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from clipstem import console, shards
-from clipstem.atomic import refuse_existing
+from clipstem.atomic import require_new
 from clipstem.batches import has_answers, usable
 from clipstem.command import verb
 from clipstem.config import PredictConfig
@@ -59,9 +59,9 @@ def planned(config: PredictConfig) -> tuple[Dataset, dict[str, Path]]:
     files = {split: predictions_file(config, split) for split in splits}
     for split, file in files.items():
         dataset.shards_of(split)
-        refuse_existing(file, "out=<file>")
+        require_new(file, "out=<file>")
     if config.preds_txt is not None:
-        refuse_existing(Path(config.preds_txt), "preds_txt=<file>")
+        require_new(Path(config.preds_txt), "preds_txt=<file>")
     return dataset, files
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from clipstem.atomic import new_file, new_folder, refuse_existing
+from clipstem.atomic import new_file, new_folder, require_new
 from clipstem.facts import Facts, load, of_type
 from clipstem.question import ClipstemError
 
@@ -186,7 +186,7 @@ def start(folder: Path, config_yaml: str, resume: bool, facts: Mapping[str, Any]
     if resume:
         _refuse_other_settings(run, config_yaml)
         return run
-    refuse_existing(folder, "out=<folder>, or resume=true for an unfinished run")
+    require_new(folder, "out=<folder>, or resume=true for an unfinished run")
     with new_folder(folder) as partial:
         made = Run(partial)
         made.config.write_text(config_yaml)

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from clipstem.config import Where
+from clipstem.config import SweepVerb, Where
 from clipstem.question import ClipstemError
 from clipstem.sweep import GOES_ON, Live, Submission, Sweep
 
@@ -33,11 +33,16 @@ def is_here() -> bool:
 def script(
     sweep: Sweep, numbers: Sequence[int], options: Sequence[str], at_once: int | None, grace: int
 ) -> str:
-    """The batch script of an array; `grace` is the time to save before the time limit, seconds."""
+    """The batch script of an array; `grace` is the time to save before the time limit, seconds.
+
+    Only a training can save. A prediction is left alone until its limit, where SLURM ends the batch
+    script too: told sooner, it would be requeued, and begin anew, without end.
+    """
     lines = [f"--job-name={shlex.quote(sweep.folder.name)}"]
     lines += [f"--array={array(numbers, at_once)}", f"--chdir={shlex.quote(str(sweep.cwd))}"]
     lines += [f"--output={shlex.quote(str(sweep.log('%a')))}", "--open-mode=append"]
-    lines += ["--requeue", f"--signal=USR1@{grace}", *options]
+    signal = [f"--signal=USR1@{grace}"] if sweep.verb is SweepVerb.train else []
+    lines += ["--requeue", *signal, *options]
     directives = "\n".join(f"#SBATCH {line}" for line in lines)
     stopped = " | ".join(map(str, GOES_ON))
     task = shlex.join([sys.executable, "-m", "clipstem.task", str(sweep.folder)])
@@ -49,7 +54,7 @@ def script(
 export SRUN_CPUS_PER_TASK=${{SLURM_CPUS_PER_TASK:-1}}  # since SLURM 22.05 srun does not see it
 srun --ntasks=1 {task} "$SLURM_ARRAY_JOB_ID" "$SLURM_ARRAY_TASK_ID"
 status=$?
-# Stopped by pre-emption or the coming time limit, and saved: to go on.
+# Stopped by pre-emption or the coming time limit: to go on from what it has saved.
 case $status in {stopped}) scontrol requeue "$SLURM_JOB_ID" ;; esac
 exit $status
 """

@@ -175,6 +175,8 @@ def _checked(row: Row, row_number: int, checks: Checks) -> tuple[Question, tuple
     """The question of a row, and the suffix of each of its pictures."""
     for name in ("id", "subject", "grade", "skill", "problem"):
         _check_text(name, getattr(row, name))
+    if not row.skill:
+        raise BadField("skill", "is empty; expected a name")  # exams are of skills
     suffixes: list[str] = []
     picture = None
     if row.picture is not None:

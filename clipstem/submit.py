@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.markup import escape
 from rich.table import Table
 
 from clipstem import background, shards, slurm, sweep
-from clipstem.atomic import refuse_existing
+from clipstem.atomic import require_new
 from clipstem.command import composed, verb
 from clipstem.config import (
     Action,
@@ -85,7 +84,7 @@ def output(verb: SweepVerb, overrides: Sequence[str]) -> Path:
         training = composed("train", TrainConfig, overrides)
         shards.open_dataset(training.data).shards_of("train")
         out = Path(training.out)
-        refuse_existing(out, "out=<folder>")
+        require_new(out, "out=<folder>")
         return out.absolute()
     predicting = composed("predict", PredictConfig, overrides)
     if predicting.split == "all":
@@ -106,7 +105,7 @@ def submit(config: SubmitConfig) -> None:
         ClipstemError: if a task would fail at once, the folder exists, or SLURM refuses.
     """
     folder = folder_of(config)
-    refuse_existing(folder, "out=<folder>")
+    require_new(folder, "out=<folder>")
     tasks = read_tasks(Path(str(config.tasks)), config.verb)
     made = sweep.create(folder, config.verb, tasks, str(config.tasks))
     numbers = [task.number for task in tasks]
@@ -231,7 +230,7 @@ def show_status(made: Sweep) -> None:
         given = [it.task.settings.get(key, "") for key in keys]
         why = f" ({it.why})" if it.why else ""
         cells = [str(it.task.number), *given, it.state.value + why, str(len(it.attempts))]
-        table.add_row(*map(escape, cells), *(_progress(it) if is_training else ()))
+        table.add_row(*cells, *(_progress(it) if is_training else ()))
     console.print(table)
 
 
@@ -269,7 +268,7 @@ def merge(made: Sweep) -> None:
         table.add_column(name, overflow="fold")
     for row in rows:
         cells = [f"{it:.4f}" if isinstance(it, float) else str(it) for it in row.values()]
-        table.add_row(*map(escape, cells))
+        table.add_row(*cells)
     console.print(table)
 
 

@@ -166,11 +166,15 @@ class ChatServer:
         for name, value in (headers | answer.headers).items():
             handler.send_header(name, value)
         handler.end_headers()
-        handler.wfile.write(answer.body[: answer.cut])
-        handler.wfile.flush()
+        call.was_answered = answer.is_good  # before whoever asked can know of it
+        try:
+            handler.wfile.write(answer.body[: answer.cut])
+            handler.wfile.flush()
+        except OSError:
+            call.was_answered = False
+            raise
         if answer.cut is not None:
             handler.close_connection = True
-        call.was_answered = answer.is_good
 
 
 def main() -> None:

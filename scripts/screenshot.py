@@ -42,7 +42,8 @@ def chromium(*arguments: str) -> str:
     found = browser()
     if found is None:
         sys.exit(f"none of {', '.join(BROWSERS)} is installed")
-    with tempfile.TemporaryDirectory() as profile:
+    # Its helpers may still write to the profile when it has ended.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         command = [found, *options, f"--user-data-dir={profile}", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)

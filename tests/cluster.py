@@ -43,6 +43,7 @@ JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 GresTypes=gpu
 KillWait=10
+MessageTimeout=60
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmdParameters=config_overrides

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -42,6 +43,17 @@ settings.register_profile("without_clock", deadline=None, max_examples=50)
 settings.load_profile("without_clock")
 
 DRAWN_SKILLS = ["weather", "count-the-legs", "mixing-screen-lights", "name-the-shape"]
+
+
+@pytest.fixture(autouse=True)
+def log_lines() -> Iterator[None]:
+    """A verb that shows its log lines does so in its own test alone."""
+    logs = [logging.getLogger(name) for name in ("clipstem", "__main__")]
+    before = [(log.handlers, log.propagate, log.level) for log in logs]
+    yield
+    for log, (handlers, propagate, level) in zip(logs, before, strict=True):
+        log.handlers, log.propagate = handlers, propagate
+        log.setLevel(level)
 
 
 def once(

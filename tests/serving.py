@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import socket
 import subprocess
 import sys
 import time
@@ -56,19 +55,17 @@ def probabilities(client: TestClient, body: Any) -> list[list[float]]:
 @contextlib.contextmanager
 def server(bundle: Path, *overrides: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """`python -m clipstem.serve` on a free port, and its address."""
-    with socket.socket() as free:
-        free.bind((LOCAL, 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "clipstem.serve", f"bundle={bundle}", f"port={port}"]
-    process = subprocess.Popen([*command, *overrides], stdout=subprocess.DEVNULL)
-    address = f"http://{LOCAL}:{port}"
-    try:
-        while process.poll() is None:
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{address}/ready", timeout=30).status_code == 200:
-                    break
-            time.sleep(0.1)
-        yield process, address
-    finally:
-        process.kill()
-        process.wait()
+    command = [sys.executable, "-m", "clipstem.serve", f"bundle={bundle}", "port=0", *overrides]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            said = process.stdout.readline().decode()  # "the exam: http://127.0.0.1:1234/"
+            address = said.removeprefix("the exam: ").split("/#")[0].strip().rstrip("/")
+            while process.poll() is None:
+                with contextlib.suppress(httpx.TransportError):
+                    if httpx.get(f"{address}/ready", timeout=30).status_code == 200:
+                        break
+                time.sleep(0.1)
+            yield process, address
+        finally:
+            process.kill()

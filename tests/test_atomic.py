@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from clipstem.atomic import new_file, new_folder
+from clipstem.atomic import new_file, new_folder, require_new
 from clipstem.question import ClipstemError
 
 Opener = Callable[[Path], AbstractContextManager[Path]]
@@ -83,6 +84,32 @@ def test_a_file_can_be_replaced_and_survives_a_broken_replacement(tmp_path: Path
         write(partial, "half")
         raise RuntimeError
     assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("file/under/it", "file/under/it: cannot be made, .*/file is no folder; give another out="),
+        ("x" * 240, "cannot be made .File name too long.; give another out="),
+        (
+            "locked/deep/name",
+            "cannot be made, .*/locked is not ours to write to; give another out=",
+        ),
+        ("nowhere", "nowhere exists and is never overwritten; give another out=<file>"),
+    ],
+)
+def test_what_could_not_be_made_is_refused_before_any_work(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    # Root may write everywhere.
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path / "locked")
+    with pytest.raises(ClipstemError, match=message):
+        require_new(tmp_path / name, "out=<file>")
+    require_new(tmp_path / "new" / "deep" / "name", "out=<file>")
+    assert not (tmp_path / "new").exists()
 
 
 def test_others_may_read_what_is_made(tmp_path: Path) -> None:

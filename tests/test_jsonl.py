@@ -68,6 +68,7 @@ BAD_ROWS: list[tuple[dict[str, Any] | bytes, str, str]] = [
     (row(1, id="q0"), "id", "'q0' came before; expected a different id in each row"),
     (row(1, subject=None), "subject", "is null; expected a text"),
     (row(1, problem=["a"]), "problem", 'is ["a"]; expected a text'),
+    (row(1, skill=""), "skill", "is empty; expected a name"),
     (row(1, problem=" \n"), "problem", "is empty; expected the question's text"),
     (row(1, problem="\ud800"), "problem", "has half of a surrogate pair; expected Unicode text"),
     (row(1, options=[]), "options", "there are none; expected at least one"),

@@ -413,10 +413,10 @@ def checkout(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_a_measurement_that_was_interrupted_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkout: dict[str, Any]
 ) -> None:
-    once = "python -c 'import time; held = bytes(range(256)) * 2**18; time.sleep(1.1)'"
+    once = "python -c 'import time; held = bytes(range(256)) * 2**18; time.sleep(2.5)'"
     then = "python -c 'import sys; sys.exit(3)'"
     ran = measure.run_each([once], tmp_path)
-    assert ran[once]["seconds"] >= 1.1 and ran[once]["peak_gib"] >= 2**26 / 2**30
+    assert ran[once]["seconds"] >= 2.5 and ran[once]["peak_gib"] >= 2**26 / 2**30
     with pytest.raises(SystemExit, match="exit 3"):
         measure.run_each([once, then], tmp_path)
     again: list[str] = []

@@ -125,6 +125,15 @@ def test_pictures_are_inside_the_page_and_small(drawn_data: Path, tmp_path: Path
     assert [row for row in markdown_cells(page.markdown(report)) if row[0] == "picture 1"]
 
 
+def test_data_of_another_hash_is_said_to_be_so(drawn_data: Path, tmp_path: Path) -> None:
+    predictions = predictions_for(drawn_data, "valid")
+    own = shards.open_dataset(str(drawn_data)).manifest.data_sha256
+    for sha256, times in ((own, 0), ("ab" * 32, 1)):
+        path = saved(tmp_path / f"{times}.parquet", predictions, data_sha256=sha256)
+        report = build(config([path], data=str(drawn_data)), MADE)
+        assert page.html(report).count("is not the data that was predicted") == times
+
+
 def test_lengths_count_the_option_that_is_alone(two_models: list[Path]) -> None:
     answers = gather(two_models[:1])
     asked = [question(["aaa", "b", "bb"], picture(1)), question(["aa", "bb", "c"], picture(1))]
@@ -140,8 +149,22 @@ def test_data_that_the_predictions_are_not_for_is_named(drawn_data: Path, tmp_pa
     with pytest.raises(ClipstemError, match=r"has none of the questions of .*a\.parquet in valid"):
         gallery.find(str(drawn_data), strange)
     predictions = predictions_for(drawn_data, "valid")
-    other = [(answer + 1) % 2 for answer in predictions.columns["answer"]]
-    columns = {**predictions.columns, "answer": other}
-    answers = gather([saved(tmp_path / "b.parquet", replace(predictions, columns=columns))])
-    with pytest.raises(ClipstemError, match=r"have the ids of .*b\.parquet, but other answers"):
-        gallery.find(str(drawn_data), answers)
+    for name, other in (
+        ("answer", [(answer + 1) % 2 for answer in predictions.columns["answer"]]),
+        ("subject", ["history"] * len(predictions)),
+        ("num_options", [count + 1 for count in predictions.columns["num_options"]]),
+    ):
+        columns = {**predictions.columns, name: other}
+        probs_QK = np.zeros((len(predictions), predictions.probs_QK.shape[1] + 1))
+        for row, count in enumerate(columns["num_options"]):
+            probs_QK[row, :count] = 1 / count
+        changed = replace(
+            predictions,
+            columns=columns,
+            probs_QK=probs_QK,
+            logits_QK=np.log(probs_QK, where=probs_QK > 0, out=np.full_like(probs_QK, -1e4)),
+        )
+        answers = gather([saved(tmp_path / f"{name}.parquet", changed)])
+        found = "skill" if name == "subject" else name
+        with pytest.raises(ClipstemError, match=rf"question '.*' has {found} .*, but .* in "):
+            gallery.find(str(drawn_data), answers)

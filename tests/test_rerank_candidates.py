@@ -39,6 +39,9 @@ from clipstem.rerank.candidates import normal
         ("--5", "--5"),
         ("-+5", "-+5"),
         ("50%", "50%"),
+        ("50.0 %.", "50%"),
+        ("-1,000 %", "-1000%"),
+        ("%", "%"),
         ("1/2", "1/2"),
         ("1e3", "1e3"),
         ("Paris.", "paris"),
@@ -170,7 +173,7 @@ def test_what_is_odd_is_used_and_told(tmp_path: Path) -> None:
 
 
 def test_the_gold_answer_says_what_is_right(tmp_path: Path) -> None:
-    given = [{"system": "a", "text": "", "final": final} for final in ("$1,000", 1000.0, "999")]
+    given = [{"system": "a", "text": "", "final": final} for final in ("$1,000", 1e3, "999")]
     (one,) = read(saved(tmp_path / "c.jsonl", line(answer=1000, candidates=given))).asked
     assert [it.correct for it in one.candidates] == [True, True, False]
 

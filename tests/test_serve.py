@@ -6,12 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
+from cluster import wait_for
 from serving import LOCAL, ONE, server
 
 from clipstem.question import ClipstemError
@@ -22,14 +22,19 @@ def test_a_server_that_is_told_to_end_answers_what_it_has_accepted(tiny_bundle: 
     # A request that never comes whole, for whose company the other waits.
     begun = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     begun += b"Content-Length: 100\r\n\r\n{"
-    with server(tiny_bundle, "max_wait_ms=1500") as (process, address):
+    with server(tiny_bundle, "max_wait_ms=20000") as (process, address):
         port = int(address.rpartition(":")[2])
         with ThreadPoolExecutor(1) as thread, socket.create_connection((LOCAL, port)) as other:
             other.sendall(begun)
             answer = thread.submit(httpx.post, f"{address}/v1/score", json=ONE, timeout=30)
-            while "clipstem_waiting_questions 1.0" not in httpx.get(f"{address}/metrics").text:
-                time.sleep(0.02)
+
+            def it_waits() -> bool:
+                metrics = httpx.get(f"{address}/metrics", timeout=30).text
+                return "clipstem_waiting_questions 1.0" in metrics
+
+            wait_for(it_waits, "a question that waits", seconds=60)
             process.send_signal(signal.SIGTERM)
+            other.close()
             assert answer.result().status_code == 200
         process.wait(30)
         with pytest.raises(httpx.TransportError):

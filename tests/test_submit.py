@@ -112,9 +112,6 @@ def test_parts_are_predicted_retried_and_merged_on_this_machine(
     here = ("tasks=tasks.txt", "where=local")
     submit(monkeypatch, "submit", "verb=predict", *here)
     made = Sweep(Path("sweeps/tasks").absolute())
-    with pytest.raises(SystemExit):
-        submit(monkeypatch, "merge", *here)
-    assert "not every task is finished, so none is merged: 1 " in capsys.readouterr().err
     wait_for(lambda: all(it.state is State.finished for it in standings(made)), "both parts")
     # ---- one part is lost: what has not failed is not started again, a missing file not merged
     with pytest.raises(SystemExit):
@@ -125,7 +122,11 @@ def test_parts_are_predicted_retried_and_merged_on_this_machine(
         submit(monkeypatch, "merge", *here)
     assert "part2.parquet: there is no such predictions file" in capsys.readouterr().err
     made.began(2, "local-1")  # and dies
-    assert [it.state for it in standings(made)] == [State.finished, State.failed]
+    expected = [State.finished, State.failed]
+    wait_for(lambda: [it.state for it in standings(made)] == expected, "the first process's end")
+    with pytest.raises(SystemExit):
+        submit(monkeypatch, "merge", *here)
+    assert "not every task is finished, so none is merged: 2 " in capsys.readouterr().err
     submit(monkeypatch, "retry", *here)
     assert made.submissions[-1] == Submission(Where.local, "local-2", (2,))
     wait_for(lambda: all(it.state is State.finished for it in standings(made)), "the second part")
@@ -230,6 +231,12 @@ def test_the_batch_script_is_one_that_a_person_could_have_written(tmp_path: Path
         "--gres gpu:1",
     ]
     assert "case $status in 75 | 143 | 138) scontrol requeue" in script
+
+
+def test_a_prediction_which_cannot_save_is_not_told_of_its_time_limit(tmp_path: Path) -> None:
+    made = sweep.create(tmp_path / "parts", SweepVerb.predict, [], "tasks.txt")
+    script = slurm.script(made, [1], [], None, 90)
+    assert "--signal" not in script and "#SBATCH --requeue" in script
 
 
 @given(st.sets(st.integers(1, 40), min_size=1))

@@ -18,11 +18,12 @@ from clipstem.task import Runner
 
 # Tells the test that it is ready, and ends as train does when it is asked to.
 STOPS = """
-import os, signal, sys
+import os, signal, sys, time
 for number in (signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, lambda number, _: sys.exit(75))
 os.kill(os.getppid(), signal.SIGUSR2)
-signal.pause()
+while True:
+    time.sleep(0.1)
 """
 
 

@@ -21,7 +21,7 @@ from clipstem import console, run, shards
 from clipstem.ask import answers, parsing
 from clipstem.ask.answers import Answers, Reply
 from clipstem.ask.parsing import Way
-from clipstem.atomic import refuse_existing
+from clipstem.atomic import require_new
 from clipstem.command import verb
 from clipstem.config import AskConfig
 from clipstem.prediction import COLUMNS, UNKNOWN, Predictions
@@ -50,7 +50,7 @@ def ask(config: AskConfig) -> Predictions:
     from clipstem.ask.endpoint import Endpoint
 
     out, started = Path(config.out), time.perf_counter()
-    refuse_existing(out, "out=<file>")
+    require_new(out, "out=<file>")
     endpoint = Endpoint(config, _key(config))
     asking = Asking.of(config, shards.open_dataset(config.data), endpoint)
     cache = out.with_suffix(".answers.jsonl") if config.cache is None else Path(config.cache)
@@ -206,7 +206,7 @@ def _cost(config: AskConfig, replies: Sequence[Reply]) -> dict[str, Any]:
 
 
 def _say(line: str) -> None:
-    console.console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.console.print(line, highlight=False, soft_wrap=True)
 
 
 def report(found: Predictions, config: AskConfig) -> None:

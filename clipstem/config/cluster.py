@@ -53,7 +53,7 @@ class SubmitConfig:
     at_once: int | None = None
     """Most tasks of the array that run at the same time; null leaves it to SLURM."""
     grace_seconds: int = 120
-    """How long before its time limit a task is told to save and stop."""
+    """How long before its time limit a training is told to save and stop; a prediction is not."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "at_once", "grace_seconds")

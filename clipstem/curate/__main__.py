@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from rich.markup import escape
 from rich.table import Table
 
 from clipstem import run, shards, weights
@@ -190,7 +189,7 @@ def _write_review(
 
 def show(curated: Curated, out: str) -> None:
     """Print what was found."""
-    table = Table(title=f"{escape(curated.data)}: train")
+    table = Table(title=f"{curated.data}: train")
     for name in ("finding", "a question", "its weight", "questions"):
         table.add_column(name, justify="right" if name == "questions" else "left")
     for kind, said in report.FINDINGS.items():
@@ -199,7 +198,7 @@ def show(curated: Curated, out: str) -> None:
             table.add_row(kind, said, report.MOVES[kind], f"{number:,}")
     console.print(table)
     for line in _notes(curated, out):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _notes(curated: Curated, out: str) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -51,17 +52,34 @@ def find(location: str, answers: Answers) -> Texts:
         there_Q = place_Q >= 0
         if not there_Q.any():
             continue
-        answer_Q = index["answer"].to_numpy()[place_Q[there_Q]]
-        if (answer_Q != answers.questions.answer_Q[there_Q]).any():
-            raise ClipstemError(
-                f"{location}: the {split} questions have the ids of {answers.models[0].path}, but "
-                "other answers; give the data that the predictions are for"
-            )
+        _refuse_other_questions(index.take(place_Q[there_Q]), answers, there_Q, location)
         return Texts(dataset, split, place_Q)
     raise ClipstemError(
         f"{location}: has none of the questions of {answers.models[0].path} in "
         f"{', '.join(splits)}; give the data that the predictions are for"
     )
+
+
+def _refuse_other_questions(
+    here: pa.Table, answers: Answers, there_Q: NDArray[np.bool_], location: str
+) -> None:
+    """The same id must mean the same question in the data as in the predictions."""
+    asked = answers.questions
+    skill = pc.binary_join_element_wise(here["subject"], here["skill"], "/")
+    for name, theirs, ours_Q in (
+        ("skill", skill, np.array(asked.skill.names, object)[asked.skill.number_Q]),
+        ("num_options", here["num_options"], asked.num_options_Q),
+        ("answer", here["answer"], asked.answer_Q),
+    ):
+        ours = ours_Q[there_Q]
+        different = np.flatnonzero(theirs.to_numpy() != ours)
+        if len(different):
+            place = int(different[0])
+            raise ClipstemError(
+                f"{location}: question '{here['id'][place]}' has {name} {theirs[place]}, but "
+                f"{ours[place]} in {answers.models[0].path} ({len(different):,} such questions); "
+                "give the data that the predictions are for"
+            )
 
 
 def with_text_options(answers: Answers, texts: Texts, seed: int) -> NDArray[np.int64]:
@@ -86,6 +104,12 @@ def mistakes(answers: Answers, model: Model, texts: Texts, most: int, name: str)
         f"{model.name}: its {len(shown)} most confident mistakes, the most confident one of a "
         "skill. Pictures are made smaller."
     )
+    data = texts.dataset.manifest.data_sha256
+    if model.provenance.get("data_sha256", data) != data:
+        caption += (
+            f" {texts.dataset.location} is not the data that was predicted (data_sha256 differs): "
+            "shown are its questions of the same ids."
+        )
     read = zip(shown.tolist(), texts.read(shown), strict=True)
     return Gallery(
         caption,

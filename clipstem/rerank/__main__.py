@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.markup import escape
 from rich.table import Table
 
 from clipstem import run, splits
@@ -323,10 +322,10 @@ def show(found: Figures, folder: str) -> None:
         auc = (NOTHING, NOTHING)
         if system.auc is not None:
             auc = decimal(system.auc.value), decimals(system.auc.interval)
-        systems.add_row(escape(name), count(system.candidates), percent(system.right), *auc)
+        systems.add_row(name, count(system.candidates), percent(system.right), *auc)
     console.print(systems)
     for line in (*_said_of_scores(found), *found.notes, f"written: {folder}"):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _share(share: Share) -> str:

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -120,14 +121,16 @@ def normal(final: str) -> str:
     lose their capitals, doubled spaces and a full stop at their end. 50 % is not 50.
     """
     plain = " ".join(final.replace("\N{MINUS SIGN}", "-").split())
-    found = _NUMBER.fullmatch(plain.removesuffix(".") or plain)
+    bare = plain.removesuffix(".")
+    unit = "%" if bare.endswith("%") else ""
+    found = _NUMBER.fullmatch(bare.removesuffix(unit).rstrip())
     if not found or (found["minus"] and found["sign"]):
         return plain.casefold().removesuffix(".").strip() or plain
     whole = found["whole"].replace(",", "").lstrip("0") or "0"
     part = (found["part"] or "").rstrip("0")
     number = f"{whole}.{part}" if part else whole
     is_negative = (found["minus"] or found["sign"]) == "-" and number != "0"
-    return f"-{number}" if is_negative else number
+    return f"-{number}{unit}" if is_negative else number + unit
 
 
 # ---------------------------------------------------------------------------- reading
@@ -261,7 +264,8 @@ def _final(value: Any, field: str) -> str | None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise BadField(field, f"is {as_json(value)}; expected a text or a number, or null")
-    text = value if isinstance(value, str) else repr(value)
+    # A float's shortest digits, written out: repr says 1e-05 where texts have 0.00001.
+    text = format(Decimal(repr(value)), "f") if isinstance(value, float) else str(value)
     if len(text) > MAX_FINAL:
         raise BadField(field, f"has {len(text):,} characters; expected at most {MAX_FINAL:,}")
     return normal(_encodable(text, field)) if text.strip() else None

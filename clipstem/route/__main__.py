@@ -15,11 +15,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.markup import escape
 from rich.table import Table
 
 from clipstem import prediction, run
-from clipstem.atomic import new_folder, refuse_existing
+from clipstem.atomic import new_folder, require_new
 from clipstem.command import verb
 from clipstem.config import RouteConfig
 from clipstem.console import console
@@ -126,7 +125,7 @@ def show(made: Figures) -> None:
         console.print(_skills_table(made.scored))
         lines += list(_said(made, made.scored))
     for line in (*lines, *made.notes):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _said(made: Figures, scored: Scored) -> Iterator[str]:
@@ -140,7 +139,7 @@ def _said(made: Figures, scored: Scored) -> Iterator[str]:
     )
     first = scored.points[0]
     for what, gain in (
-        ("below the tool", first.below_tool),
+        ("accuracy less the tool's", first.below_tool),
         ("above as many least confident questions, accuracy", first.accuracy_gain),
         ("above as many least confident questions, tool-usage accuracy", first.usage_gain),
     ):
@@ -175,7 +174,7 @@ def _points_table(made: Figures, scored: Scored) -> Table:
         table.add_section()
         for name, it in (("gate", point.gate), ("confidence", point.confidence)):
             table.add_row(
-                escape(f"{name}: {point.rule}"),
+                f"{name}: {point.rule}",
                 percent(it.calls),
                 f"{it.cost:.3g}",
                 percent(it.accuracy),
@@ -193,7 +192,7 @@ def _skills_table(scored: Scored) -> Table:
         table.add_column(name, justify="right")
     for it in shown:
         table.add_row(
-            escape(it.skill),
+            it.skill,
             f"{it.questions:,}",
             percent(it.hard),
             percent(it.calls),
@@ -206,7 +205,7 @@ def _skills_table(scored: Scored) -> Table:
 
 @verb("route", RouteConfig)
 def main(config: RouteConfig) -> None:
-    refuse_existing(Path(config.out), "out=<folder>")  # before fitting, which takes a while
+    require_new(Path(config.out), "out=<folder>")  # before fitting, which takes a while
     environment = run.environment()
     routed = route(config, environment)
     made = figures(routed, config, environment)
