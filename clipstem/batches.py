@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
 import numpy as np
@@ -36,14 +36,15 @@ class Batches:
     `order_SN` holds numbers of questions within the split, `NOBODY` where a batch is not full. A
     question's weight is its share of its global batch, 1 / (the batch's questions) where
     `supervision` does not weigh them, so that the parts' losses add up to the mean over the batch.
-    A part without any question gets one of weight 0 and without an id, so that every part has
-    something to run. A question with a picture that does not decode leaves its place empty, and the
-    batch names it.
+    A question with a picture that does not decode leaves its place empty, and the batch names it.
+    A part that has no question is filled with one of weight 0 and without an id, so that every part
+    has something to run.
 
     Attributes:
         change_seed: pictures are changed mildly, by this seed, the step and the picture; None
             leaves them as they are.
         decodes: False gives one pixel for each picture, for a model that knows them by their keys.
+        broken: questions, by id, that are known to have a picture which does not decode, and why.
         supervision: which labels the batches show, teachers' probabilities, and weights; None shows
             every label.
     """
@@ -57,6 +58,7 @@ class Batches:
     parts: int = 1
     change_seed: int | None = None
     decodes: bool = True
+    broken: Mapping[str, str] = field(default_factory=dict)
     supervision: Supervision | None = None
 
     def __len__(self) -> int:
@@ -67,14 +69,12 @@ class Batches:
         step = number // self.parts
         batch_N = self.order_SN[step]
         part_Q = batch_N[number % self.parts :: self.parts]
-        here_Q = part_Q != NOBODY
-        if not here_Q.any():
-            part_Q = np.where(np.arange(len(part_Q)) == 0, batch_N[0], NOBODY)
         read = iter(self.dataset.read(self.split, part_Q[part_Q != NOBODY]))
-        batch = self._whole([None if it == NOBODY else next(read) for it in part_Q], step)
+        batch, skipped = self._whole([None if it == NOBODY else next(read) for it in part_Q], step)
+        if batch is None:
+            batch = self._filling(step, len(part_Q), skipped)
         weight_Q = self._weights(batch_N)[number % self.parts :: self.parts]
-        ids = tuple(id if here else "" for id, here in zip(batch.ids, here_Q, strict=True))
-        batch = replace(batch, ids=ids, weight_Q=batch.weight_Q * weight_Q)
+        batch = replace(batch, weight_Q=batch.weight_Q * weight_Q, skipped=tuple(skipped))
         return batch if self.supervision is None else _supervised(batch, part_Q, self.supervision)
 
     def _weights(self, batch_N: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -85,27 +85,47 @@ class Batches:
             weight_N /= weight_N.max()  # so that no sum is too large for a float
         return (weight_N / weight_N.sum()).astype(np.float32)
 
-    def _whole(self, questions: list[Question | None], step: int) -> PairBatch:
-        """The batch without its broken questions.
-
-        Raises:
-            ClipstemError: if there is no other.
-        """
+    def _whole(
+        self, questions: list[Question | None], step: int
+    ) -> tuple[PairBatch | None, list[tuple[str, str]]]:
+        """The batch without its broken questions, None if there is no other, and which they are."""
         pixels = cache(partial(self._pixels, step))  # those that are whole are decoded once
         skipped: list[tuple[str, str]] = []
-        while True:
+
+        def leave_out(place: int, reason: str) -> None:
+            question = questions[place]
+            assert question is not None
+            skipped.append((question.id, reason))
+            questions[place] = None
+
+        for place, question in enumerate(questions):
+            if question is not None and question.id in self.broken:
+                leave_out(place, self.broken[question.id])
+        while any(questions):
             try:
-                batch = collate(questions, self.tokenizer, pixels, self.problem_picture)
+                return collate(questions, self.tokenizer, pixels, self.problem_picture), skipped
             except BrokenQuestion as broken:
-                question = questions[broken.place]
-                assert question is not None
-                skipped.append((question.id, broken.reason))
-                questions[broken.place] = None
-                if not any(questions):
-                    # Plain: what comes from a worker is made again from its text alone.
-                    raise ClipstemError(f"{broken}; its batch has no other question") from broken
-            else:
-                return replace(batch, skipped=tuple(skipped))
+                leave_out(broken.place, broken.reason)
+        return None, skipped
+
+    def _filling(self, step: int, size: int, skipped: Sequence[tuple[str, str]]) -> PairBatch:
+        """A batch of the first question at hand, of the same global batch if it may be.
+
+        Raises:
+            ClipstemError: if no question has pictures that decode.
+        """
+        for number in np.concatenate([self.order_SN[step:], self.order_SN[:step]]).flat:
+            if number != NOBODY:
+                (question,) = self.dataset.read(self.split, [number])
+                batch, _ = self._whole([question, *[None] * (size - 1)], step)
+                if batch is not None:
+                    return replace(batch, ids=("",) * size, weight_Q=0 * batch.weight_Q)
+        id, reason = skipped[-1]
+        # Plain: what comes from a worker is made again from its text alone.
+        raise ClipstemError(
+            f"question '{id}': a picture {reason}; '{self.split}' has no other question that could "
+            "be read"
+        )
 
     def _pixels(self, step: int, picture: Picture) -> NDArray[np.uint8]:
         if not self.decodes:

@@ -165,7 +165,7 @@ class Engine(ABC):
             logits_QK[here, : batch_logits.shape[1]] = _on_host(batch_logits)[:count]
             truncated_Q[here] = np.asarray(batch.truncated_Q)[:count]
             skipped += batch.skipped
-            self._refuse_too_many(skipped, len(numbers), split)
+            self.refuse_too_many(skipped, int(flags.sum()), split)
             done = here.stop
             progress(count)
         seconds = time.perf_counter() - started
@@ -196,10 +196,15 @@ class Engine(ABC):
             },
         )
 
-    def _refuse_too_many(
+    def refuse_too_many(
         self, skipped: Sequence[tuple[str, str]], questions: int, split: str
     ) -> None:
-        if len(skipped) > self.max_skipped_fraction * questions:
+        """Refuse broken pictures that are too many of a split's questions; of few, one may be.
+
+        Raises:
+            ClipstemError: naming the last one.
+        """
+        if len(skipped) > self.max_skipped_fraction * max(questions, 100):
             id, reason = skipped[-1]
             raise ClipstemError(
                 f"{split}: {len(skipped):,} of {questions:,} questions have broken pictures, more "

@@ -145,6 +145,9 @@ def set_up(model: Any, tune: TuneConfig) -> None:
     Raises:
         ClipstemError: if the model cannot do what the config asks.
     """
+    for name, parameter in model.named_parameters():
+        if _is_outside(name, model):
+            parameter.requires_grad_(False)  # ranks would wait for a gradient that never comes
     if tune.mode is not TuneMode.full:
         _freeze(model, tune)
     if tune.patch_dropout:
@@ -153,6 +156,13 @@ def set_up(model: Any, tune: TuneConfig) -> None:
         _drop_paths(model.visual, tune.drop_path)
     if tune.gradient_checkpointing:
         _checkpoint(model)
+
+
+def _is_outside(name: str, model: Any) -> bool:
+    """Whether no loss of ours looks at a parameter: SigLIP's bias, which softmax does not see, or
+    CoCa's decoder."""
+    parts = ("",) if text_tower(model) is model else ("visual.", "text.", "logit_scale")
+    return name == "logit_bias" or not name.startswith(parts)
 
 
 def _freeze(model: Any, tune: TuneConfig) -> None:

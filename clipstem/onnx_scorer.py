@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from clipstem import pairs
 from clipstem.batches import Batches, read_ahead
 from clipstem.bundle import PICTURE_GRAPH, TEXT_GRAPH, BundleTokenizer, read
-from clipstem.config import TrainerConfig, Variant
+from clipstem.config import Precision, TrainerConfig, Variant
 from clipstem.engine import Engine
 from clipstem.images import PictureSpec
 from clipstem.memory import Memory
@@ -40,6 +40,11 @@ class OnnxScorer(Engine):
     """
 
     def __init__(self, folder: Path, trainer: TrainerConfig, variant: Variant) -> None:
+        if trainer.precision is Precision.bf16:
+            raise ClipstemError(
+                "conf key 'trainer.precision': bf16 is for scoring with torch; a bundle computes "
+                "as its variant says, variant=fp32 or int8"
+            )
         self.bundle = read(folder, variant)
         super().__init__(
             self.bundle.temperature,

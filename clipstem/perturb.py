@@ -161,10 +161,8 @@ def exchanged(names: Sequence[Any], seed: int) -> npt.NDArray[np.int64]:
 def perturb(question: Question, change: Change) -> Question:
     """The changed question, with its own id, options in their order, and answer.
 
-    `shuffled_pictures` is not among these changes: it needs the other questions.
-
-    Raises:
-        ClipstemError: naming the question, if a picture does not decode.
+    `shuffled_pictures` is not among these changes: it needs the other questions. A question with a
+    picture that does not decode stays as it is: whoever makes a batch of it skips it.
     """
     rng = np.random.default_rng([change.seed, *question.id.encode()])
     strength = change.strength or 0.0
@@ -184,8 +182,8 @@ def perturb(question: Question, change: Change) -> Question:
             painted = _PAINTED[change.name]
             try:
                 images = [painted(decoded(it.data), strength, rng) for it in question.pictures]
-            except ClipstemError as error:
-                raise ClipstemError(f"question '{question.id}': a picture {error}") from None
+            except ClipstemError:
+                return question
             return with_pictures(question, [_png(image) for image in images])
 
 

@@ -11,7 +11,8 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -31,6 +32,8 @@ from clipstem.question import ClipstemError
 from clipstem.stopping import SIGNALS, STOPPED
 
 T = TypeVar("T")
+
+MEETING = "CLIPSTEM_MEETING"  # where the ranks that are started here find each other
 
 GRACE_SECONDS = 10
 """How long the other ranks have to end by themselves when one has failed."""
@@ -135,14 +138,20 @@ def to_start(trainer: TrainerConfig) -> int:
     """
     if _by_launcher():
         return 0
+    gpus = torch.cuda.device_count() if trainer.device != "cpu" else 0
     if trainer.devices is not None:
+        if 0 < gpus < trainer.devices:
+            raise ClipstemError(
+                f"conf key 'trainer.devices': {trainer.devices} GPUs are asked for, but torch sees "
+                f"{gpus} here; give at most as many, or null for all"
+            )
         return trainer.devices if trainer.devices > 1 else 0
-    if trainer.device == "cpu" or not torch.cuda.is_available():
+    if not gpus:
         raise ClipstemError(
             "conf key 'trainer.devices': null takes every GPU, but torch sees none here; give "
             "the number of processes, such as trainer.device=cpu trainer.devices=2"
         )
-    return torch.cuda.device_count()
+    return gpus
 
 
 def _by_launcher() -> bool:
@@ -167,7 +176,10 @@ def start(count: int, function: Callable[[Any], object], config: Any) -> None:
             _run_as_rank, (function, config, count, meeting, said), count, join=False
         )
 
+        asked: list[int] = []
+
         def pass_on(number: int, frame: Any) -> None:
+            asked.append(number)
             for process in ranks.processes:
                 if process.is_alive():
                     os.kill(process.pid, number)
@@ -180,6 +192,8 @@ def start(count: int, function: Callable[[Any], object], config: Any) -> None:
             if not said.empty():
                 raise ClipstemError(said.get()) from None
             statuses = [process.exitcode for process in ranks.processes]
+            if asked and {*statuses} <= {0, *(-number for number in SIGNALS), STOPPED}:
+                raise SystemExit(STOPPED) from None  # also before they have begun to listen
             for number, status in enumerate(statuses):
                 if status < 0 and status != -signal.SIGTERM:  # ours, to end the others
                     name = signal.Signals(-status).name
@@ -189,9 +203,23 @@ def start(count: int, function: Callable[[Any], object], config: Any) -> None:
             if STOPPED in statuses:
                 raise SystemExit(STOPPED) from None
             raise error
+        except KeyboardInterrupt:
+            _interrupt(ranks.processes)
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _interrupt(processes: Sequence[Any]) -> None:
+    """End ranks as Ctrl-C does, which may have reached this process alone, as in a notebook."""
+    for ask in (lambda _: None, lambda it: os.kill(it.pid, signal.SIGINT), lambda it: it.kill()):
+        end = time.monotonic() + GRACE_SECONDS / 2
+        for process in processes:
+            if process.is_alive():
+                ask(process)
+        for process in processes:
+            process.join(max(0.0, end - time.monotonic()))
 
 
 def _run_as_rank(
@@ -199,7 +227,7 @@ def _run_as_rank(
 ) -> None:
     os.environ |= {
         **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)},
-        **{"LOCAL_WORLD_SIZE": str(count), "CLIPSTEM_MEETING": meeting},
+        **{"LOCAL_WORLD_SIZE": str(count), MEETING: meeting},
     }
     try:
         function(config)
@@ -213,20 +241,33 @@ def joined(trainer: TrainerConfig) -> Iterator[None]:
     """Meanwhile this process is a rank among those that it was started with, if it was.
 
     Raises:
-        ClipstemError: if the ranks are not spread evenly over the machines.
+        ClipstemError: if the ranks are not spread evenly over the machines, or it is not told
+            which rank it is.
     """
     if not _by_launcher():
         yield
         return
     if "WORLD_SIZE" not in os.environ:
         _take_from_slurm()
-    local = int(os.environ["LOCAL_RANK"])
+    needed = ("RANK",) if MEETING in os.environ else ("RANK", "MASTER_ADDR", "MASTER_PORT")
+    if missing := [name for name in needed if name not in os.environ]:
+        raise ClipstemError(
+            f"WORLD_SIZE is set, but {', '.join(missing)} is not: which of several processes this "
+            "is cannot be told; start them with torchrun or srun, or unset WORLD_SIZE"
+        )
+    local = int(os.environ.get("LOCAL_RANK", "0"))  # left out where a machine has one process
     on_cuda = trainer.device != "cpu" and torch.cuda.is_available()
     if on_cuda:
+        if local >= torch.cuda.device_count():
+            raise ClipstemError(
+                f"rank {os.environ['RANK']} is number {local} on its machine, but torch sees "
+                f"{torch.cuda.device_count()} GPUs; every process must see all GPUs of its machine "
+                "(srun without --gpus-per-task and --gpu-bind), and there may be no more of them"
+            )
         torch.cuda.set_device(local)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
-        init_method=os.environ.get("CLIPSTEM_MEETING", "env://"),
+        init_method=os.environ.get(MEETING, "env://"),
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
     )

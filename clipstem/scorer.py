@@ -96,7 +96,9 @@ class Scorer(Engine):
             memory,
             slice(own.start, own.stop, own.step),
         )
-        return prediction.joined(ranks.gathered(part))
+        whole = prediction.joined(ranks.gathered(part))
+        self.refuse_too_many(whole.skipped, len(places), split)
+        return whole
 
     def logits(self, batch: PairBatch) -> Tensor:
         """logits_QK of a batch, before the temperature, fp32."""

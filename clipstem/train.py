@@ -91,10 +91,11 @@ def _train(config: TrainConfig, stop: StopRequest, to_release: contextlib.ExitSt
     # ---- steps, and what is made of the weights that they led to
     kept: list[int] = []
     if order_SN is not None:
-        learning = scorer
+        learning, broken = scorer, dict[str, str]()
         if config.tune.mode is TuneMode.head and config.tune.reuse_features:
-            learning = _remembering(config, dataset, order_SN, scorer)
-        kept = _fit(config, dataset, order_SN, supervised, learning, made, checkpoint, done, stop)
+            learning, broken = _remembering(config, dataset, order_SN, scorer)
+        begun = (made, checkpoint, done)
+        kept = _fit(config, dataset, order_SN, supervised, learning, broken, *begun, stop)
         _choose_weights(config, dataset, kept, learning, made)
     # ---- what comes out, calibrated on tune, scored on valid
     if has_answers(dataset, "tune"):
@@ -268,6 +269,7 @@ def _fit(
     order_SN: NDArray[np.int64],
     supervised: Supervision | None,
     scorer: Scorer,
+    broken: dict[str, str],
     made: Run,
     checkpoint: Path | None,
     done: int,
@@ -292,6 +294,7 @@ def _fit(
         parts=config.accumulate * ranks.world(),
         change_seed=None if tune.augment is None else config.seed,
         decodes=not (isinstance(model, RememberingTowers) and model.knows_pictures),
+        broken=broken,
         supervision=supervised,
     )
     if ranks.world() > 1 and any(isinstance(it, _BatchNorm) for it in model.modules()):
@@ -364,8 +367,14 @@ def _fit(
 
 def _remembering(
     config: TrainConfig, dataset: Dataset, order_SN: NDArray[np.int64], scorer: Scorer
-) -> Scorer:
-    """A scorer of the same model that has encoded every training question's pictures and texts."""
+) -> tuple[Scorer, dict[str, str]]:
+    """A scorer of the same model that has encoded every training question's pictures and texts.
+
+    With it, the questions whose pictures do not decode, by id, and why.
+
+    Raises:
+        ClipstemError: if these are too many.
+    """
     changes = config.tune.augment is not None
     model = RememberingTowers(scorer.model, pictures=not changes)
     remembering = _scorer(model, config, scorer.provenance)
@@ -383,12 +392,15 @@ def _remembering(
         decodes=model.knows_pictures,
     )
     model.eval()
+    broken: dict[str, str] = {}
     with console.progress_bar("features", len(batches)) as progress:
         for batch in loader.load(batches, config.trainer.workers, scorer.device):
             model.remember(batch)
+            broken |= batch.skipped
+            scorer.refuse_too_many([*broken.items()], len(numbers), "train")
             progress(1)
     log.info("features kept in memory: %.1f MB", model.remembered_bytes / 1e6)
-    return remembering
+    return remembering, broken
 
 
 def _loggers(config: TrainConfig, made: Run, steps_done: int) -> list[Logger]:

@@ -28,10 +28,12 @@ from clipstem.shards import Dataset
 SPEC = PictureSpec(size=16)
 
 
-def batches(dataset: Dataset, order_SN: Any, parts: int = 1, split: str = "valid") -> Batches:
+def batches(
+    dataset: Dataset, order_SN: Any, parts: int = 1, split: str = "valid", **settings: Any
+) -> Batches:
     order = np.asarray(order_SN, np.int64)
     tokenizer = Letters(context_length=120)
-    return Batches(dataset, split, order, tokenizer, SPEC, ProblemPicture.added, parts)
+    return Batches(dataset, split, order, tokenizer, SPEC, ProblemPicture.added, parts, **settings)
 
 
 def all_of(made: Batches) -> list[PairBatch]:
@@ -170,7 +172,7 @@ def test_who_stops_early_leaves_no_thread_behind(dataset: Dataset, threads: int)
 
 def test_what_goes_wrong_ahead_is_raised(tmp_path: Path) -> None:
     data = with_a_broken_picture(tmp_path)
-    with pytest.raises(ClipstemError, match=r"^question 'q17': a picture is truncated; its batch"):
+    with pytest.raises(ClipstemError, match=r"^question 'q17': a picture is truncated; 'tr"):
         list(read_ahead(batches(data, [[0]], split="train"), [0], 1))
 
 
@@ -185,6 +187,22 @@ def test_a_broken_question_leaves_its_place_empty_and_all_else_as_it_is(tmp_path
     expected = batches(data, [without], split="train")[0]
     assert found.weight_Q.tolist() == [0.25, 0, 0.25, 0]  # of the batch as it was ordered
     assert equal(replace(found, weight_Q=expected.weight_Q, skipped=()), expected)
+
+
+@pytest.mark.parametrize("known", [{}, {"q2": "is truncated"}])
+def test_a_part_of_broken_questions_alone_is_filled_with_one_of_no_weight(
+    tmp_path: Path, known: dict[str, str]
+) -> None:
+    data = with_broken_pictures(tmp_path, 6, broken=[] if known else [2])
+    place = {id: number for number, id in enumerate(data.index("train")["id"].to_pylist())}
+    order = [place["q2"], place["q4"], NOBODY, NOBODY]
+    made = batches(data, [order], split="train", parts=4, broken=known)
+    broken, whole, *empty = all_of(made)
+    assert (broken.ids, broken.skipped) == (("",), (("q2", "is truncated"),))
+    assert (whole.ids, whole.weight_Q.tolist()) == (("q4",), [0.5])
+    assert all(it.ids == ("",) and it.skipped == () for it in empty)
+    for filled in (broken, *empty):
+        assert filled.weight_Q.tolist() == [0] and filled.pictures == whole.pictures
 
 
 def with_a_broken_picture(tmp_path: Path) -> Dataset:

@@ -93,7 +93,7 @@ def test_a_broken_picture_is_one_line_that_names_its_question(
     with pytest.raises(ClipstemError) as error:
         list(loader.load(batches(data, [[0]], split="train"), workers, device))
     assert str(error.value) == (
-        "question 'q17': a picture is truncated; its batch has no other question"
+        "question 'q17': a picture is truncated; 'train' has no other question that could be read"
     )
 
 

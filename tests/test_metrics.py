@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -90,12 +91,17 @@ def mean_nll(logits_QK: Floats, answer_Q: Ints, temperature: float) -> float:
     return float(F.cross_entropy(scaled_QK, torch.from_numpy(answer_Q)))
 
 
+def loss_with_prior(logits_QK: Floats, answer_Q: Ints, temperature: float) -> float:
+    prior = scipy.stats.gamma.logpdf(1 / temperature, a=2) / len(answer_Q)
+    return mean_nll(logits_QK, answer_Q, temperature) - float(prior)
+
+
 @given(seed=seeds, spread=st.sampled_from([0.1, 1.0, 20.0]))
 def test_no_temperature_of_a_dense_grid_is_better(seed: int, spread: float) -> None:
     logits_QK, _, answer_Q = drawn(seed, questions=20, spread=spread)
-    found = mean_nll(logits_QK, answer_Q, fit_temperature(logits_QK, answer_Q))
+    found = loss_with_prior(logits_QK, answer_Q, fit_temperature(logits_QK, answer_Q))
     grid = np.geomspace(COLDEST, HOTTEST, 200)
-    assert found <= min(mean_nll(logits_QK, answer_Q, t) for t in grid) + 1e-9
+    assert found <= min(loss_with_prior(logits_QK, answer_Q, t) for t in grid) + 1e-9
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -115,6 +121,7 @@ def test_the_temperature_is_the_one_that_lbfgs_finds(seed: int) -> None:
     def closure() -> torch.Tensor:
         search.zero_grad()
         loss = F.cross_entropy(logits * log_inverse.exp(), torch.from_numpy(answer_Q))
+        loss = loss - (log_inverse - log_inverse.exp()) / len(answer_Q)  # the prior
         torch.autograd.backward(loss)
         return loss
 
@@ -130,12 +137,20 @@ def test_a_planted_temperature_is_found_again(planted: float) -> None:
     assert fit_temperature(heated_QK, answer_Q) == pytest.approx(planted, rel=0.03)
 
 
-def test_always_right_is_as_cold_as_numbers_show_and_always_wrong_is_hottest() -> None:
-    logits_QK = np.array([[1.0, 0.0], [0.0, 1.0]])
-    coldest = fit_temperature(logits_QK, np.array([0, 1]))
-    assert COLDEST <= coldest < 0.05
-    assert mean_nll(logits_QK, np.array([0, 1]), coldest) < 1e-15
-    assert fit_temperature(logits_QK, np.array([1, 0])) == pytest.approx(HOTTEST)
+@pytest.mark.parametrize("questions", [10, 100, 1000])
+def test_who_is_right_in_all_of_a_few_questions_is_not_sure_of_everything(questions: int) -> None:
+    logits_QK = np.repeat([[5.0, 0.0, 0.0, 0.0]], questions, axis=0)
+    right = fit_temperature(logits_QK, np.zeros(questions, np.int64))
+    doubt = np.expm1(mean_nll(logits_QK, np.zeros(questions, np.int64), right))
+    assert 0.01 / questions < doubt < 1 / questions
+    assert fit_temperature(logits_QK, np.ones(questions, np.int64)) > min(questions, 99)
+
+
+def test_a_temperature_stays_between_its_bounds() -> None:
+    for scale, expected in ((1e-2, COLDEST), (1e6, HOTTEST)):
+        logits_QK = scale * np.eye(4)[np.arange(4000) % 4]
+        answer_Q = np.where(np.arange(4000) % 10, np.arange(4000) % 4, 0)
+        assert fit_temperature(logits_QK, answer_Q) == pytest.approx(expected)
 
 
 def test_only_questions_with_a_known_and_scored_answer_set_the_temperature() -> None:

@@ -15,13 +15,15 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.coca_model import CoCa
 from open_clip.hf_model import HFTextEncoder
 from oracle import Oracle
 
-from clipstem import scorer, shards, towers
+from clipstem import layers, loader, pairs, scorer, shards, towers
+from clipstem.batches import Batches
 from clipstem.command import model_config
-from clipstem.config import ModelConfig, Precision, TrainerConfig
-from clipstem.question import ClipstemError
+from clipstem.config import ModelConfig, Precision, TrainerConfig, TuneConfig
+from clipstem.question import ClipstemError, ProblemPicture
 from clipstem.tokens import Layout, join
 
 ON_CPU = TrainerConfig(device="cpu", workers=0)
@@ -119,6 +121,32 @@ def test_threads_may_ask_one_tokenizer_at_once(made: towers.Towers) -> None:
     apart = [made.tokenizer._encode(text) for text in texts]
     with ThreadPoolExecutor(4) as threads:
         assert [*threads.map(made.tokenizer._encode, texts)] == apart
+
+
+def test_every_parameter_that_learns_has_a_gradient(made: towers.Towers, drawn_data: Path) -> None:
+    """Ranks wait for each of them."""
+    layers.set_up(made.model, TuneConfig())
+    dataset = shards.open_dataset(str(drawn_data))
+    everything = np.arange(dataset.size("valid"))[None]
+    rule = ProblemPicture.added
+    asked = Batches(dataset, "valid", everything, made.tokenizer, made.spec, rule)
+    (batch,) = loader.load(asked, 0, torch.device("cpu"))
+    image_ID, text_UD = made.embed(batch)
+    cosine_VI = pairs.queries(batch, image_ID, text_UD) @ image_ID.T
+    pairs.score(batch, cosine_VI, made.scale)[batch.filled_QK > 0].square().sum().backward()
+    learning = [name for name, value in made.model.named_parameters() if value.requires_grad]
+    without = [name for name in learning if made.model.get_parameter(name).grad is None]
+    assert learning and not without
+
+
+def test_a_decoder_beside_the_towers_does_not_learn() -> None:
+    sizes = {"embed_dim": 32, "vision_cfg": {**VISION, "output_tokens": True}}
+    text = {**TEXT, "embed_cls": True, "output_tokens": True}
+    decoder = {"width": 64, "heads": 2, "layers": 1, "context_length": 77, "vocab_size": 49408}
+    model = CoCa(**sizes, text_cfg=text, multimodal_cfg=decoder)
+    layers.set_up(model, TuneConfig())
+    frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
+    assert frozen == {name for name, _ in model.named_parameters() if "text_decoder." in name}
 
 
 def test_questions_are_answered_as_the_oracle_does(made: towers.Towers, drawn_data: Path) -> None:

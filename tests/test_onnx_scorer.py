@@ -15,7 +15,7 @@ from test_models import LAYOUTS, architecture
 import clipstem
 from clipstem import prediction, scorer, shards
 from clipstem.command import model_config
-from clipstem.config import ExportConfig, ModelConfig, TrainerConfig, Variant
+from clipstem.config import ExportConfig, ModelConfig, Precision, TrainerConfig, Variant
 from clipstem.export import export
 from clipstem.onnx_scorer import OnnxScorer
 from clipstem.prediction import Predictions
@@ -99,3 +99,18 @@ def test_predict_and_load_need_no_torch(
     found = prediction.read(tmp_path / "test.parquet")
     dataset = shards.open_dataset(str(drawn_data))
     equal(found, scorer.of_model(model_config("tiny_vit"), ON_CPU).predict(dataset, "test", 32))
+
+
+def test_bf16_is_refused_for_a_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
+    in_bf16 = TrainerConfig("cpu", Precision.bf16)
+    with pytest.raises(
+        ClipstemError, match=r"'trainer\.precision': bf16 is for scoring with torch"
+    ):
+        OnnxScorer(tiny_bundle, in_bf16, Variant.fp32)
+    with pytest.raises(ClipstemError, match=r"'trainer\.precision': a bundle is checked against "):
+        ExportConfig(str(tmp_path), run="r", trainer=in_bf16)
+
+
+def test_an_export_to_what_exists_is_refused_before_anything_is_scored(tmp_path: Path) -> None:
+    with pytest.raises(ClipstemError, match="exists and is never overwritten; give another out="):
+        export(ExportConfig(str(tmp_path), run="there is none"))

@@ -230,3 +230,31 @@ def test_with_broken_pictures_the_rest_comes_through_exactly(
         ClipstemError, match=r"of 50 questions have broken pictures, more than trai"
     ):
         answers(damaged, "again.parquet", ON_CPU)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 1},
+        {"perturb": Perturbation.blur},
+        {"perturb": Perturbation.typos, "batch_size": 1},
+        {"part": 2, "parts": 4},
+    ],
+)
+def test_one_broken_picture_is_skipped_however_the_split_is_asked(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    data = with_broken_pictures(tmp_path / "data", 30, broken=[11])
+    ids = data.index("train")["id"].to_pylist()
+    config = settings(
+        Path(data.location),
+        model=model_config("micro"),
+        split="train",
+        out=str(tmp_path / "p.parquet"),
+    )
+    if "parts" in changes:
+        changes |= {"part": 1 + ids.index("q11") * 4 // 30}
+    found = predict(replace(config, **changes))["train"]
+    assert [id for id, _ in found.skipped] == ["q11"]
+    if "parts" not in changes:
+        assert found.columns["id"] == [id for id in ids if id != "q11"]

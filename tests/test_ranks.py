@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -208,6 +209,26 @@ def test_ranks_that_are_asked_to_stop_save_the_same_step_and_go_on(
     assert ids_by_step(tmp_path) == ids_by_step(alone)
 
 
+def sleep(folder: str) -> None:
+    (Path(folder) / os.environ["RANK"]).touch()
+    time.sleep(600)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "ends"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_signal_to_the_first_process_alone_ends_ranks_that_do_not_listen(
+    number: signal.Signals, ends: type[BaseException], tmp_path: Path
+) -> None:
+    me = os.getpid()
+    act_once_there_is(tmp_path / "1", lambda: os.kill(me, number))
+    with pytest.raises(ends) as ended:
+        ranks.start(2, sleep, str(tmp_path))
+    assert ends is KeyboardInterrupt or ended.value.args == (STOPPED,)
+    assert not multiprocessing.active_children()
+
+
 def fail(message: str) -> None:
     if os.environ["RANK"] == "1":
         raise ClipstemError(message)
@@ -222,6 +243,38 @@ def test_what_a_rank_says_is_said_by_all_of_them_once() -> None:
 def test_every_gpu_needs_a_gpu() -> None:
     with pytest.raises(ClipstemError, match=r"'trainer\.devices': null takes every GPU, but torch"):
         ranks.to_start(TrainerConfig(device="cpu", devices=None))
+
+
+def test_more_gpus_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(
+        ClipstemError, match=r"'trainer\.devices': 4 GPUs are asked for, but torch "
+    ):
+        ranks.to_start(TrainerConfig(devices=4))
+    assert [ranks.to_start(TrainerConfig(devices=it)) for it in (1, 2, None)] == [0, 2, 2]
+
+
+def test_who_is_not_told_which_rank_it_is_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with (
+        pytest.raises(ClipstemError, match="WORLD_SIZE is set, but RANK, MASTER_PORT is not: "),
+        ranks.joined(TrainerConfig(device="cpu")),
+    ):
+        raise AssertionError
+
+
+def test_one_process_of_a_launcher_needs_no_local_rank(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in (
+        ("WORLD_SIZE", "1"),
+        ("RANK", "0"),
+        (ranks.MEETING, f"file://{tmp_path}/m"),
+    ):
+        monkeypatch.setenv(name, value)
+    with ranks.joined(TrainerConfig(device="cpu")):
+        assert (ranks.world(), ranks.on_node(), ranks.is_first()) == (1, 1, True)
 
 
 def test_a_process_that_is_alone_is_the_first_of_one() -> None:

@@ -36,6 +36,8 @@ from clipstem.config import (
     Source,
     TrainConfig,
     TrainerConfig,
+    TuneConfig,
+    TuneMode,
 )
 from clipstem.learner import Learner, adamw, rate_factor
 from clipstem.packing import PackedTexts, pack
@@ -360,6 +362,24 @@ def test_questions_with_broken_pictures_are_skipped_counted_and_listed(tmp_path:
         ClipstemError, match=r"2 of \d+ questions have broken pictures, more than t"
     ):
         train(replace(given, out=str(tmp_path / "other")))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tune": TuneConfig(TuneMode.head)},  # pictures are decoded beforehand
+        {"batch_size": 4, "accumulate": 4, "steps": 10},  # a part is a question
+    ],
+)
+def test_a_broken_picture_is_skipped_however_it_is_trained(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    data = with_broken_pictures(tmp_path / "data", 40, broken=[3])
+    given = training(Path(data.location), tmp_path / "run", batch_size=8, steps=5)
+    made = train(replace(given, **changes))
+    assert made.facts["skipped"] == 1
+    lines = [json.loads(line) for line in (made.folder / "skipped.jsonl").read_text().splitlines()]
+    assert lines == [{"id": "q3", "reason": "is truncated"}]
 
 
 def test_more_steps_that_are_not_finite_than_allowed_stop_the_run(

@@ -8,7 +8,7 @@ from enum import Enum
 from omegaconf import MISSING
 
 from clipstem.config.checks import require_positive, require_seed, require_split
-from clipstem.config.model import ModelConfig, TrainerConfig
+from clipstem.config.model import ModelConfig, Precision, TrainerConfig
 from clipstem.config.training import Perturbation
 from clipstem.question import SPLITS, ClipstemError, ProblemPicture
 
@@ -127,6 +127,11 @@ class ExportConfig:
         if (self.run is None) == (self.model is None):
             raise ClipstemError(
                 "give one of run=<folder of a finished run> and model=<a file of conf/model>"
+            )
+        if self.trainer.precision is Precision.bf16:
+            raise ClipstemError(
+                "conf key 'trainer.precision': a bundle is checked against torch in fp32; leave it "
+                "out"
             )
         if self.run is None and self.data is None:
             raise ClipstemError(
