@@ -41,6 +41,12 @@ def live(sweep: Sweep, submission: Submission) -> dict[int, Live]:
     return found
 
 
+def runs(sweep: Sweep) -> bool:
+    """Whether a submission of the sweep still runs on this machine."""
+    local = (it for it in sweep.submissions if it.where is Where.local)
+    return any(_is_held(_lock(sweep, it.job)) for it in local)
+
+
 def _lock(sweep: Sweep, job: str) -> Path:
     return sweep.folder / f".{job}.lock"
 

@@ -212,6 +212,9 @@ def _shown(name: str) -> str:
     return f"\u200b{name}" if name.startswith("_") else name
 
 
+_NOT_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+
+
 def _styles() -> Any:
     """Colour and marker of one series after another: either alone tells them apart."""
     colours = [role for role in THEME if role.startswith("series")]
@@ -239,7 +242,7 @@ def _svg(figure: Figure, axes: Axes, x_label: str, y_label: str, alt: str) -> st
         FigureCanvasSVG(figure).print_svg(  # type: ignore[no-untyped-call]
             buffer, metadata={"Date": None, "Creator": None}
         )
-    text = buffer.getvalue()
+    text = _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", buffer.getvalue())
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # ids of groups are the same in every chart
     text = text.replace(f"'{MEASURED_WITH}'", "system-ui, sans-serif")
@@ -248,6 +251,7 @@ def _svg(figure: Figure, axes: Axes, x_label: str, y_label: str, alt: str) -> st
     )
     for role, colour in _STAND_IN.items():
         text = text.replace(colour, f"var(--{role})")
+    alt = _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", alt)
     head = f'<svg role="img" aria-label={quoteattr(alt)}'
     text = text.replace("<svg", head, 1)
     return text.replace(">", f"><style>{STYLE}</style>", 1)

@@ -13,7 +13,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import hydra
 import yaml
@@ -70,6 +70,7 @@ def verb(
             with _one_line_errors(name):
                 check_keys(schema, sys.argv[1:])
                 _refuse_code(sys.argv[1:])
+            sys.argv[1:] = map(_quoted, sys.argv[1:])
             hydra.main(config_path=str(conf_folder()), config_name=name, version_base="1.3")(
                 checked
             )()
@@ -136,6 +137,15 @@ class _one_line_errors:
             sys.exit(130)
 
 
+def _quoted(word: str) -> str:
+    """The override with quotes around a plain value that Hydra's grammar, which knows ASCII alone,
+    would not take without."""
+    key, _, value = word.partition("=")
+    if value.isascii() or word.startswith("-") or re.search(r"[,:()\[\]{}'\"$\\]", value):
+        return word
+    return f"{key}='{value}'"
+
+
 def composed(name: str, schema: type[Config], overrides: Sequence[str]) -> Config:
     """The config that a verb's command line would have with these overrides.
 
@@ -147,7 +157,7 @@ def composed(name: str, schema: type[Config], overrides: Sequence[str]) -> Confi
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            raw = hydra.compose(name, list(overrides))
+            raw = hydra.compose(name, [*map(_quoted, overrides)])
     except (HydraException, OmegaConfBaseException) as error:
         # Below the first lines Hydra names types and its own pages; the reason may be the cause.
         said = str(error) if error.__cause__ is None else f"{error}\n{error.__cause__}"
@@ -199,6 +209,9 @@ def check_keys(schema: type, overrides: Sequence[str]) -> None:
             continue
         if not _is_known(schema, key.split(".")):
             raise ClipstemError(_unknown(schema, key))
+        value = override.split("=", 1)[1]
+        if _is_list(schema, key.split(".")) and not re.match(r"[\['\"$]|null$", value):
+            raise ClipstemError(f"conf key '{key}': is {value}; expected a list, {key}=[{value}]")
 
 
 def _check_choice(group: Sequence[Path], choice: str) -> None:
@@ -307,6 +320,14 @@ def _is_known(schema: Any, path: Sequence[str]) -> bool:
     child = children[path[0]]
     # Below a plain field such as a mapping any key may stand.
     return len(path) == 1 or child is None or _is_known(child, path[1:])
+
+
+def _is_list(schema: Any, path: Sequence[str]) -> bool:
+    child = _children(schema).get(path[0])
+    if child is not None:
+        return len(path) > 1 and _is_list(child, path[1:])
+    hint = get_type_hints(schema)[path[0]]
+    return len(path) == 1 and list in {get_origin(it) for it in (hint, *get_args(hint))}
 
 
 def _unknown(schema: Any, key: str) -> str:

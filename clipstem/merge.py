@@ -33,7 +33,7 @@ def join(files: Sequence[Path]) -> Predictions:
     file_of_part: dict[int, Path] = {}
     found_of_part: dict[int, Predictions] = {}
     for file in files:
-        found = prediction.read(file)
+        found = prediction.read_with_skipped(file)
         part = found.provenance.get("part")
         if part is None:
             raise ClipstemError(f"{file}: is no part; expected predictions made with part= parts=")
@@ -98,7 +98,7 @@ def valid_summary(run: Run) -> Summary | None:
     return summarize(found.probs_QK, found.answer_Q, found.num_options_Q, found.columns["subject"])
 
 
-RESULTS = ("steps", "valid_micro", "valid_macro", "chance_micro", "chance_macro", "nll", "out")
+RESULTS = ("steps_done", "valid_micro", "valid_macro", "chance_micro", "chance_macro", "nll", "out")
 
 
 def results(tasks: Sequence[Task]) -> list[dict[str, Any]]:
@@ -107,7 +107,10 @@ def results(tasks: Sequence[Task]) -> list[dict[str, Any]]:
     rows = []
     for task in tasks:
         row: dict[str, Any] = {"task": task.number, **{key: task.settings.get(key) for key in keys}}
-        row |= dict.fromkeys(RESULTS) | {"steps": steps_done(Run(task.out)), "out": str(task.out)}
+        row |= dict.fromkeys(RESULTS) | {
+            "steps_done": steps_done(Run(task.out)),
+            "out": str(task.out),
+        }
         if summary := valid_summary(Run(task.out)):
             row |= {"valid_micro": summary.micro, "valid_macro": summary.macro}
             row |= {"chance_micro": summary.chance_micro, "chance_macro": summary.chance_macro}

@@ -131,15 +131,18 @@ def report(found: Predictions, split: str, file: Path) -> None:
     console.console.print(f"{len(found):,} predictions: {file}")
 
 
+def write_choices(found: Predictions, path: Path) -> None:
+    """Write them for STEM's leaderboard, and say how many rows have none."""
+    zeros = found.write_choices(path, found.provenance["source_rows"])
+    console.console.print(f"{path}: one choice a source row; {zeros:,} skipped rows are answered 0")
+
+
 @verb("predict", PredictConfig)
 def main(config: PredictConfig) -> None:
     made = predict(config)
     if config.preds_txt is not None:
         (found,) = made.values()
-        zeros = found.write_choices(Path(config.preds_txt), found.provenance["source_rows"])
-        console.console.print(
-            f"{config.preds_txt}: one choice a source row; {zeros:,} skipped rows are answered 0"
-        )
+        write_choices(found, Path(config.preds_txt))
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ class Predictions:
         with new_file(path, replace) as partial:
             pq.write_table(table, partial, compression="zstd")
         if self.skipped:
-            with new_file(path.with_suffix(".skipped.jsonl"), replace=True) as partial:
+            with new_file(skipped_file(path), replace=True) as partial:
                 lines = [json.dumps({"id": id, "reason": why}) for id, why in self.skipped]
                 partial.write_text("\n".join(lines) + "\n")
 
@@ -147,6 +147,11 @@ class Predictions:
         with new_file(path) as partial:
             partial.write_text("\n".join(map(str, choice_of_row)))
         return source_rows - len(self)
+
+
+def skipped_file(path: Path) -> Path:
+    """Where the questions stand that a predictions file leaves out, and why."""
+    return path.with_suffix(".skipped.jsonl")
 
 
 def perturbation(provenance: dict[str, Any]) -> dict[str, Any] | None:
@@ -180,6 +185,27 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
         },
         skipped=tuple(it for part in parts for it in part.skipped),
     )
+
+
+def read_with_skipped(path: Path) -> Predictions:
+    """Read a predictions file of ours with the questions that it leaves out.
+
+    Raises:
+        ClipstemError: as `read` does, or if these cannot be read or are not as many as the file
+            says.
+    """
+    found, beside = read(path), skipped_file(path)
+    expected = found.provenance.get("skipped", 0)
+    try:
+        lines = beside.read_text().splitlines() if expected else []
+        skipped = tuple((it["id"], it["reason"]) for it in map(json.loads, lines))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ClipstemError(f"{beside}: cannot be read ({error!r})") from None
+    if len(skipped) != expected:
+        raise ClipstemError(
+            f"{beside}: names {len(skipped):,} questions, but {path} has left out {expected:,}"
+        )
+    return replace(found, skipped=skipped)
 
 
 def read(path: Path) -> Predictions:

@@ -26,7 +26,7 @@ from clipstem.config import (
 )
 from clipstem.console import console
 from clipstem.merge import join, results, steps_done, valid_summary, write_results
-from clipstem.predict import planned
+from clipstem.predict import planned, write_choices
 from clipstem.question import ClipstemError
 from clipstem.run import Run, finished
 from clipstem.sweep import Attempt, Live, State, Submission, Sweep, Task, differing, state_of
@@ -46,7 +46,11 @@ def read_tasks(path: Path, verb: SweepVerb) -> list[Task]:
         raise ClipstemError(f"{path}: there is no such file; expected a task a line")
     tasks: list[Task] = []
     line_of_out: dict[Path, int] = {}
-    for line, text in enumerate(path.read_text().splitlines(), 1):
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClipstemError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    for line, text in enumerate(lines, 1):
         if not text.strip() or text.lstrip().startswith("#"):
             continue
         try:
@@ -126,6 +130,7 @@ def retry(config: SubmitConfig) -> None:
         ClipstemError: if none has.
     """
     made = Sweep(folder_of(config).absolute())
+    _ = made.manifest  # is there
     with made.only_submitter():
         numbers = [it.task.number for it in standings(made) if it.state is State.failed]
         if not numbers:
@@ -137,6 +142,11 @@ def _start(
     made: Sweep, config: SubmitConfig, numbers: Sequence[int], options: Sequence[str]
 ) -> None:
     on_slurm = slurm.is_here() if config.where is Where.auto else config.where is Where.slurm
+    if not on_slurm and background.runs(made):
+        raise ClipstemError(
+            f"{made.folder}: tasks of it still run on this machine, one by one; wait for their "
+            "end, which python -m clipstem.submit status shows"
+        )
     if on_slurm:
         submission = slurm.submit(made, numbers, options, config.at_once)
     else:
@@ -174,12 +184,15 @@ def standings(made: Sweep) -> list[Standing]:
     Raises:
         ClipstemError: if SLURM does not answer.
     """
+    attempts_of = {task.number: made.attempts(task.number) for task in made.tasks}
+    ended = {number for number, found in attempts_of.items() if found and found[-1].status == 0}
     alive: dict[int, Live] = {}
     for submission in made.submissions:
-        alive |= live(made, submission)
+        if not ended.issuperset(submission.tasks):  # else nobody need be asked
+            alive |= live(made, submission)
     found = []
     for task in made.tasks:
-        attempts = made.attempts(task.number)
+        attempts = attempts_of[task.number]
         state, why = state_of(attempts, alive.get(task.number))
         found.append(Standing(task, attempts, state, why))
     return _explained(made, found)
@@ -245,8 +258,10 @@ def _progress(standing: Standing) -> tuple[str, str, str]:
 # ---------------------------------------------------------------------------- merge
 
 
-def merge(made: Sweep) -> None:
+def merge(made: Sweep, preds_txt: str | None = None) -> None:
     """Join what the tasks made: predictions into one file, trainings into one table.
+
+    `preds_txt` is where predictions are written for STEM's leaderboard, too.
 
     Raises:
         ClipstemError: naming the tasks that are not finished, or what does not fit together.
@@ -257,9 +272,15 @@ def merge(made: Sweep) -> None:
         raise ClipstemError(f"{made.folder}: not every task is finished, so none is merged: {said}")
     if made.verb is SweepVerb.predict:
         file = made.folder / PREDICTIONS
+        if preds_txt is not None:
+            require_new(Path(preds_txt), "preds_txt=<file>")
         merged = join([task.out for task in made.tasks])
         merged.write(file)
         console.print(f"{len(merged):,} predictions: {file}", soft_wrap=True)
+        if merged.skipped:
+            console.print(f"{len(merged.skipped):,} questions skipped: their pictures are broken")
+        if preds_txt is not None:
+            write_choices(merged, Path(preds_txt))
         return
     rows = results(made.tasks)
     write_results(made.folder / RESULTS, rows)
@@ -281,7 +302,7 @@ def main(config: SubmitConfig) -> None:
     elif config.action is Action.status:
         show_status(Sweep(folder_of(config).absolute()))
     else:
-        merge(Sweep(folder_of(config).absolute()))
+        merge(Sweep(folder_of(config).absolute()), config.preds_txt)
 
 
 if __name__ == "__main__":

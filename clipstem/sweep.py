@@ -132,6 +132,8 @@ class Sweep:
                 f"{self.folder}: there is no sweep here (no {MANIFEST}); expected a folder made by "
                 "python -m clipstem.submit"
             ) from None
+        except (OSError, ValueError) as error:
+            raise ClipstemError(f"{self.folder / MANIFEST}: cannot be read ({error})") from None
         return manifest
 
     @property

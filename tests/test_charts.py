@@ -61,6 +61,12 @@ def test_texts_stay_texts_whatever_they_are(draw: Callable[[str], str]) -> None:
     assert not list(root.iter(f"{SVG}script"))
 
 
+@pytest.mark.parametrize("draw", DRAWN)
+def test_letters_that_xml_has_none_of_are_replaced(draw: Callable[[str], str]) -> None:
+    texts = {it.text for it in ElementTree.fromstring(draw("a\x1bb\x00")).iter(f"{SVG}text")}
+    assert "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}" in texts
+
+
 @pytest.mark.parametrize("draw", [a_line, some_rows])
 def test_a_name_that_begins_with_an_underscore_is_in_the_legend(draw: Callable[[str], str]) -> None:
     assert ">\u200b_model</text>" in draw("_model")

@@ -14,7 +14,15 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from clipstem.command import check_keys, conf_folder, help_text, model_config, to_dataclass, verb
+from clipstem import command
+from clipstem.command import (
+    check_keys,
+    conf_folder,
+    help_text,
+    model_config,
+    to_dataclass,
+    verb,
+)
 from clipstem.config import (
     AskConfig,
     AssembleConfig,
@@ -218,6 +226,12 @@ def test_values_of_the_wrong_type_are_named(values: dict[str, Any], message: str
         ("optimiser.lr=1", "conf key 'optimiser.lr' is unknown; did you mean 'optimizer.lr'?"),
         ("+typo=1", "conf key 'typo' is unknown; expected data, out, resume, model, trainer,"),
         ("++batch_sizes=1", "conf key 'batch_sizes' is unknown; did you mean 'batch_size'?"),
+        (
+            "distill.teachers=a.parquet",
+            "conf key 'distill.teachers': is a.parquet; expected a list, distill.teachers=[a.pa",
+        ),
+        ("distill.teachers=[a.parquet]", None),
+        ("distill.teachers=${x}", None),
         ("data.x=1", None),
         ("model.architecture.embed_dim=3", None),
         ("model=tiny", None),
@@ -239,6 +253,20 @@ def test_unknown_keys_of_the_command_line_name_the_nearest(
     with pytest.raises(ClipstemError) as error:
         check_keys(TrainConfig, ["data=d", override])
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("out", "expected"),
+    [
+        ("runs/Prüfung 1", "runs/Prüfung 1"),
+        ("実験/一", "実験/一"),
+        ("'Prüfung, zwei'", "Prüfung, zwei"),
+        ("plain", "plain"),
+    ],
+)
+def test_a_name_may_have_letters_of_any_script(out: str, expected: str) -> None:
+    given = ["data=ö", f"out={out}", "model=tiny"]
+    assert command.composed("train", TrainConfig, given).out == expected
 
 
 def test_ones_own_experiments_come_from_a_folder_of_ones_own(

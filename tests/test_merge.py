@@ -60,6 +60,21 @@ def test_parts_are_joined_in_their_order_whatever_order_they_come_in(tmp_path: P
     np.testing.assert_array_equal(again.logits_QK, joined.logits_QK)
 
 
+def test_what_parts_have_left_out_is_joined_too(tmp_path: Path) -> None:
+    files = write_parts(tmp_path, 2)
+    for file, skipped in zip(files, ([], [("q9", "is truncated")]), strict=True):
+        found = prediction.read(file)
+        facts = {**found.provenance, "skipped": len(skipped)}
+        replace(found, provenance=facts, skipped=tuple(skipped)).write(file, replace=True)
+    joined = join(files)
+    assert joined.skipped == (("q9", "is truncated"),) and joined.provenance["skipped"] == 1
+    beside = tmp_path / "2.skipped.jsonl"
+    for text, message in (("", "names 0 questions, but .* has left out 1"), ("[]", "cannot be r")):
+        beside.write_text(text)
+        with pytest.raises(ClipstemError, match=rf"2\.skipped\.jsonl: {message}"):
+            join(files)
+
+
 @pytest.fixture(scope="module")
 def six_parts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return write_parts(tmp_path_factory.mktemp("parts"), 6)
@@ -117,11 +132,11 @@ def test_results_have_a_row_for_each_training(tmp_path: Path) -> None:
     with (tmp_path / "results.csv").open(newline="") as file:
         first, second = csv.DictReader(file)
     assert (first["lr"], second["lr"]) == ("1e-3", "1e-4")
-    assert first["steps"] == "20" and float(first["valid_micro"]) == 1.0
+    assert first["steps_done"] == "20" and float(first["valid_micro"]) == 1.0
     assert float(first["chance_micro"]) == pytest.approx((1 / 3 + 1 / 2) / 2)
 
 
 def test_a_run_without_answers_or_steps_has_empty_cells(tmp_path: Path) -> None:
     (row,) = results([Task(1, ("out=x",), tmp_path)])
-    assert row["valid_micro"] is None and row["steps"] == 0
+    assert row["valid_micro"] is None and row["steps_done"] == 0
     assert merge.valid_summary(Run(tmp_path)) is None and steps_done(Run(tmp_path)) == 0

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 from serving import JSON, app_of
 
 from clipstem.onnx_scorer import OnnxScorer
 from clipstem.question import Picture, Question
+from clipstem.serve.exams import data_url
 from clipstem.serve.sittings import Drawn
 
 
@@ -102,6 +106,17 @@ def test_answers_that_come_together_are_not_all_taken(engine: OnnxScorer) -> Non
             return [answer.status_code for answer in answers]
 
     assert sorted(asyncio.run(together())) == [200, 409, 409, 409, 409]
+
+
+def test_a_tiff_is_sent_as_what_browsers_show() -> None:
+    image = Image.effect_noise((20, 10), 50).convert("RGB")
+    for name in ("TIFF", "PNG", "BMP"):
+        buffer = io.BytesIO()
+        image.save(buffer, name)
+        head, _, body = data_url(Picture.of(buffer.getvalue())).partition(",")
+        assert head == ("data:image/bmp;base64" if name == "BMP" else "data:image/png;base64")
+        sent = Image.open(io.BytesIO(base64.b64decode(body)))
+        assert sent.tobytes() == image.tobytes()
 
 
 def test_a_request_about_an_exam_is_small(client: TestClient) -> None:

@@ -125,7 +125,7 @@ def test_a_sweep_survives_preemption_and_a_killed_task(folder: Path, drawn_data:
     with Path("sweeps/rates/results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["optimizer.lr"] for row in rows] == list(rates)
-    assert all(int(row["steps"]) == STEPS and float(row["valid_macro"]) > 0 for row in rows)
+    assert all(int(row["steps_done"]) == STEPS and float(row["valid_macro"]) > 0 for row in rows)
     merges_a_prediction(drawn_data, runs[untouched].folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import subprocess
 from collections.abc import Callable
@@ -16,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipstem import prediction, slurm, sweep
-from clipstem.config import PredictConfig, SubmitConfig, SweepVerb, TrainerConfig, Where
+from clipstem.config import Action, PredictConfig, SubmitConfig, SweepVerb, TrainerConfig, Where
 from clipstem.predict import predict
 from clipstem.question import ClipstemError
-from clipstem.submit import last_line, main, read_tasks, standings
+from clipstem.submit import last_line, main, read_tasks, retry, standings
 from clipstem.sweep import Live, State, Submission, Sweep, Task
 
 TRAIN = "data={data} model=tiny_vit out=runs/{name}"
@@ -132,17 +133,66 @@ def test_parts_are_predicted_retried_and_merged_on_this_machine(
     wait_for(lambda: all(it.state is State.finished for it in standings(made)), "the second part")
     submit(monkeypatch, "status", *here)
     assert "finished" in capsys.readouterr().out
-    submit(monkeypatch, "merge", *here)
+    submit(monkeypatch, "merge", *here, "preds_txt=preds.txt")
+    assert "preds.txt: one choice a source row; 0 skipped" in capsys.readouterr().out
     # ---- what one process predicts
     merged = prediction.read(made.folder / "predictions.parquet")
     config = PredictConfig(str(drawn_data), bundle=str(tiny_bundle), split="valid", out="whole")
     whole = predict(replace(config, trainer=TrainerConfig("cpu", workers=0)))["valid"]
     assert merged.columns["id"] == whole.columns["id"]
     np.testing.assert_array_equal(merged.choice_Q, whole.choice_Q)
+    whole.write_choices(Path("expected.txt"), whole.provenance["source_rows"])
+    assert Path("preds.txt").read_text() == Path("expected.txt").read_text()
     np.testing.assert_allclose(merged.probs_QK, whole.probs_QK, atol=1e-6, rtol=0)
     with pytest.raises(SystemExit):
         submit(monkeypatch, *here, "verb=predict")
     assert "sweeps/tasks exists and is never overwritten" in capsys.readouterr().err
+
+
+def test_what_is_no_sweep_or_no_text_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for action in ("retry", "status", "merge"):
+        with pytest.raises(SystemExit):
+            submit(monkeypatch, action, "tasks=typo.txt", "where=local")
+        assert "there is no sweep here (no sweep.json)" in capsys.readouterr().err
+    Path("latin.txt").write_bytes("# Prüfung\n".encode("latin-1"))
+    with pytest.raises(ClipstemError, match=r"latin\.txt: cannot be read as UTF-8 text"):
+        read_tasks(Path("latin.txt"), SweepVerb.train)
+    Path("bom.txt").write_text("\ufeff# nothing\n")
+    with pytest.raises(ClipstemError, match=r"bom\.txt: has no task"):
+        read_tasks(Path("bom.txt"), SweepVerb.train)
+
+
+def test_tasks_on_this_machine_run_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [Task(number, ("x",), tmp_path / f"{number}") for number in (1, 2)]
+    made = sweep.create(tmp_path / "slow", SweepVerb.predict, tasks, "tasks.txt")
+    made.add(Submission(Where.local, "local-1", (1, 2)))
+    made.began(1, "local-1")
+    made.ended(1, 1)
+    with (made.folder / ".local-1.lock").open("w") as lock:  # as the process holds that still runs
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        config = SubmitConfig(Action.retry, out=str(made.folder), where=Where.local)
+        with pytest.raises(
+            ClipstemError, match="tasks of it still run on this machine, one by one"
+        ):
+            retry(config)
+    assert len(made.submissions) == 1
+
+
+def test_slurm_is_not_asked_about_what_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [Task(1, ("x",), tmp_path / "1")]
+    made = sweep.create(tmp_path / "done", SweepVerb.predict, tasks, "tasks.txt")
+    made.add(Submission(Where.slurm, "12", (1,)))
+    made.began(1, "12")
+    made.ended(1, 0)
+    monkeypatch.setenv("PATH", "")
+    assert [it.state for it in standings(made)] == [State.finished]
 
 
 def test_a_task_that_fails_says_how(
@@ -260,6 +310,7 @@ def test_the_last_line_is_the_tasks_own(tmp_path: Path) -> None:
     [
         ({}, "conf key 'tasks' is missing; give tasks=<a file with a task a line>"),
         ({"out": "x"}, "conf key 'tasks' is missing"),
+        ({"tasks": "x", "preds_txt": "p"}, "conf key 'preds_txt': is written by merge, of all"),
         ({"tasks": "x", "at_once": 0}, "conf key 'at_once': 0 is below 1"),
         ({"tasks": "x", "grace_seconds": 0}, "conf key 'grace_seconds': 0 is below 1"),
     ],

@@ -45,6 +45,12 @@ def test_a_folder_that_is_no_sweep_is_named(tmp_path: Path) -> None:
         assert Sweep(tmp_path).tasks
 
 
+def test_a_damaged_manifest_is_named(made: Sweep) -> None:
+    (made.folder / "sweep.json").write_text("{")
+    with pytest.raises(ClipstemError, match=r"sweep\.json: cannot be read"):
+        assert made.tasks
+
+
 def test_attempts_are_what_the_task_wrote(made: Sweep) -> None:
     made.began(1, "7")
     made.ended(1, 75)

@@ -55,7 +55,12 @@ class SubmitConfig:
     grace_seconds: int = 120
     """How long before its time limit a training is told to save and stop; a prediction is not."""
 
+    preds_txt: str | None = None
+    """`merge` of predictions: a file that gets their choices in STEM's leaderboard format, too."""
+
     def __post_init__(self) -> None:
+        if self.preds_txt is not None and self.action is not Action.merge:
+            raise ClipstemError("conf key 'preds_txt': is written by merge, of all parts")
         require_at_least(self, 1, "at_once", "grace_seconds")
         if self.tasks is None and (self.out is None or self.action is Action.submit):
             raise ClipstemError(

@@ -148,3 +148,7 @@ class ServeConfig:
             raise ClipstemError(f"conf key 'port': {self.port} is above 65535")
         if self.token is not None and not self.token.strip():
             raise ClipstemError("conf key 'token': is empty; give one, or leave it out")
+        if self.token is not None and not self.token.isascii():
+            raise ClipstemError(
+                "conf key 'token': has letters that a header cannot hold; expected plain ASCII"
+            )

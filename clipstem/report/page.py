@@ -194,8 +194,8 @@ def picture_path(mistake: Mistake, which: str) -> str:
 
 
 def slug(title: str) -> str:
-    """A title as a link's target: letters, digits and hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    """A title as a link's target: letters of any script, digits and hyphens."""
+    return re.sub(r"[\W_]+", "-", title.lower()).strip("-")
 
 
 def _environment(autoescape: bool) -> Environment:

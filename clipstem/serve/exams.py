@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
 from pydantic import Field
 
+from clipstem import images
 from clipstem.images import PictureSpec, check_picture
 from clipstem.question import Picture
 from clipstem.serve.batching import Batcher
 from clipstem.serve.requests import ApiError, Strict, decoded
 from clipstem.serve.sittings import Sitting, Sittings, Step
 
-MIME = {"jpg": "image/jpeg", "tiff": "image/tiff"}  # others are image/<suffix>
+MIME = {"jpg": "image/jpeg"}  # others are image/<suffix>
 
 
 class UnitIn(Strict):
@@ -108,9 +110,14 @@ def exam_routes(batcher: Batcher, spec: PictureSpec, sittings: Sittings) -> APIR
 
 
 def data_url(picture: Picture) -> str:
-    suffix = check_picture(picture.data, decode=False)
+    """The picture in an address; TIFF, which browsers do not show, as PNG."""
+    data, suffix = picture.data, check_picture(picture.data, decode=False)
+    if suffix == "tiff":
+        buffer = io.BytesIO()
+        images.decoded(data).save(buffer, "PNG")
+        data, suffix = buffer.getvalue(), "png"
     mime = MIME.get(suffix, f"image/{suffix}")
-    return f"data:{mime};base64,{base64.b64encode(picture.data).decode()}"
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
 
 
 def as_json(sitting: Sitting) -> dict[str, Any]:

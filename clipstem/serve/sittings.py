@@ -5,6 +5,7 @@ A sitting never gives the right answer, nor what the model says, before the pers
 
 from __future__ import annotations
 
+import logging
 import random
 import secrets
 from collections import OrderedDict
@@ -18,8 +19,11 @@ from clipstem.bank import SKILLS, draw
 from clipstem.batches import usable
 from clipstem.config import Rule
 from clipstem.exam import TOP, next_scores
+from clipstem.images import check_picture
 from clipstem.question import YOUNGEST, ClipstemError, Question, natural
 from clipstem.shards import Dataset
+
+log = logging.getLogger(__name__)
 
 MOST_SITTINGS = 1000  # the ones not used for longest are forgotten
 
@@ -77,12 +81,34 @@ class Prepared:
             )
         found = [Unit(*key, len(numbers)) for key, numbers in self._numbers.items()]
         self.units: Sequence[Unit] = sorted(found, key=_order)
+        self._is_whole: dict[int, bool] = {}  # of the questions that were looked at
 
     def question(self, unit: Unit, number: int, seed: int) -> Question:
+        """One whose pictures decode; those behind a broken one move up.
+
+        Raises:
+            ClipstemError: if the unit has none.
+        """
         numbers = list(self._numbers[unit.subject, unit.grade, unit.skill])
         random.Random(seed).shuffle(numbers)
-        (found,) = self.dataset.read(self.split, [numbers[number % len(numbers)]])
-        return found
+        while numbers := [it for it in numbers if self._is_whole.get(it, True)]:
+            chosen = numbers[number % len(numbers)]
+            (found,) = self.dataset.read(self.split, [chosen])
+            if chosen not in self._is_whole:
+                self._is_whole[chosen] = _is_whole(found)
+            if self._is_whole[chosen]:
+                return found
+        raise ClipstemError("no question of this skill has pictures that can be read")
+
+
+def _is_whole(question: Question) -> bool:
+    try:
+        for picture in question.pictures:
+            check_picture(picture.data, decode=True)
+    except ClipstemError as error:
+        log.warning("question '%s' is left out of exams: a picture %s", question.id, error)
+        return False
+    return True
 
 
 def _order(unit: Unit) -> tuple[object, ...]:

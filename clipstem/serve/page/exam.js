@@ -30,6 +30,10 @@ async function trying(work) {
   } catch (error) {
     $("problem").textContent = `${error.message}.`;
     $("problem").hidden = false;
+    if (error.status === 404 && sitting) { // the server has been started anew, or has forgotten it
+      sitting = null;
+      show("choose");
+    }
   }
 }
 
@@ -37,7 +41,8 @@ function show(id) {
   for (const part of ["choose", "exam", "end"]) $(part).hidden = part !== id;
 }
 
-const spoken = (name) => name.replaceAll("-", " ");
+const spoken = (name) => name.replaceAll("-", " ") || "(no name)";
+const nameOf = (place) => names[place] ?? String(place + 1);
 
 function fill(select, values, text = spoken) {
   const before = select.value;
@@ -74,15 +79,16 @@ function optionItem(option, place) {
   const button = document.createElement("button");
   button.type = "button";
   const key = document.createElement("kbd");
-  key.textContent = names[place];
+  key.textContent = nameOf(place);
   button.append(key);
   if (option.picture) {
     const image = document.createElement("img");
     image.src = option.picture;
-    image.alt = `Option ${names[place]}, a picture`;
+    image.alt = `Option ${nameOf(place)}, a picture`;
     button.append(image);
   } else {
     const text = document.createElement("span");
+    text.dir = "auto";
     text.textContent = option.text;
     button.append(text);
   }
@@ -150,8 +156,8 @@ async function choose(place) {
   const word = (choice) => (choice === said.answer ? "right" : "wrong");
   const own = document.createElement("span");
   own.className = word(said.choice);
-  own.textContent = said.choice === said.answer ? "Right." : `Wrong: it is ${names[said.answer]}.`;
-  const model = `The model chose ${names[said.model_choice]}, which is ${word(said.model_choice)}. `;
+  own.textContent = said.choice === said.answer ? "Right." : `Wrong: it is ${nameOf(said.answer)}.`;
+  const model = `The model chose ${nameOf(said.model_choice)}, which is ${word(said.model_choice)}. `;
   $("verdict").replaceChildren(own, ` ${model}You ${said.score}, model ${said.model_score}.`);
   sitting.done = said.done;
   $("next").firstChild.textContent = said.done ? "See the result " : "Next question ";
