@@ -86,3 +86,17 @@ def test_a_line_that_begins_with_a_name_stays_a_line(name: str, written: str) ->
 def test_a_bracket_does_not_end_an_image() -> None:
     made = Report("t", [], [page.Chapter("c", [Section("s", [page.Chart("n", "c", "a] [b", "")])])])
     assert "\n![a\\] \\[b](charts/n.svg)\n" in page.markdown(made)
+
+
+@pytest.mark.parametrize("columns", [10, 11])
+def test_a_table_of_many_columns_is_printed_across(report_of_two: Report, columns: int) -> None:
+    names = [f"column {number}" for number in range(columns)]
+    (chapter, *_) = report_of_two.chapters
+    section = Section("A table", [Table("of columns", names, [names])])
+    html = page.html(replace(report_of_two, chapters=[replace(chapter, sections=[section])]))
+    assert ('many-columns" tabindex' in html) == (columns == 11)
+
+
+def test_titles_in_any_script_have_links_of_their_own() -> None:
+    assert page.slug("Routing to a tool: 実験_1") == "routing-to-a-tool-実験-1"
+    assert page.slug("Größe, (Ä)") == "größe-ä"
