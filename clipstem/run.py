@@ -198,9 +198,6 @@ def _refuse_other_settings(run: Run, config_yaml: str) -> None:
     if not (run.config.is_file() and (run.folder / "run.json").is_file()):
         raise ClipstemError(f"{run.folder}: there is no run to resume; leave resume out")
     began, now = (yaml.safe_load(text) for text in (run.config.read_text(), config_yaml))
-    for settings in (began, now):  # another machine is no other run, but other arithmetic is
-        precision = (settings.get("trainer") or {}).get("precision")
-        settings["trainer.precision"] = precision
     for key in now.keys() - MAY_CHANGE:
         if began.get(key) != now[key]:
             raise ClipstemError(

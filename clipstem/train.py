@@ -32,7 +32,7 @@ from clipstem.atomic import new_file, new_folder
 from clipstem.batches import NOBODY, Batches, batched, has_answers, usable
 from clipstem.callbacks import AverageWeights, Bar, EvaluateOnTune, summary_on_tune
 from clipstem.command import verb
-from clipstem.config import ModelConfig, Precision, TrainConfig, TuneMode
+from clipstem.config import ModelConfig, Precision, TrainConfig, TrainerConfig, TuneMode
 from clipstem.csv_log import CsvLog
 from clipstem.features import RememberingTowers
 from clipstem.learner import Learner
@@ -41,7 +41,7 @@ from clipstem.model_checks import LOCAL_DIR
 from clipstem.perturb import Change, Perturbed
 from clipstem.question import ClipstemError
 from clipstem.run import Run
-from clipstem.scorer import Scorer
+from clipstem.scorer import Scorer, device_of
 from clipstem.shards import Dataset
 from clipstem.stopping import STOPPED, StopRequest
 from clipstem.supervision import Supervision, supervision
@@ -144,6 +144,7 @@ def _begin(
         "data": config.data,
         "data_sha256": data_sha256,
         "start": _local_start(config.model),
+        "in_bf16": _uses_bf16(config.trainer),
     }
     if supervised is not None:
         facts["supervision"] = supervised.facts
@@ -162,6 +163,12 @@ def _begin(
     if begun.data_sha256 != data_sha256:
         raise ClipstemError(
             f"{config.data}: is not the data that {made.folder} began with (data_sha256 differs)"
+        )
+    if made.facts.get("in_bf16", facts["in_bf16"]) != facts["in_bf16"]:
+        began, now = ("fp32", "bf16") if facts["in_bf16"] else ("bf16", "fp32")
+        raise ClipstemError(
+            f"conf key 'trainer.precision': {made.folder} began in {began} and would go on in {now}; "
+            f"resume with trainer.precision={began}, or choose another out=<folder>"
         )
     if made.facts.get("supervision") != facts.get("supervision"):
         raise ClipstemError(
@@ -315,7 +322,7 @@ def _fit(
         strategy="ddp" if ranks.world() > 1 else "auto",
         use_distributed_sampler=False,  # the loader has this rank's batches alone
         plugins=LightningEnvironment(),  # else it would act on its own where it sees a SLURM
-        precision="bf16-mixed" if _uses_bf16(config.trainer.precision, on_cuda) else "32-true",
+        precision="bf16-mixed" if _uses_bf16(config.trainer) else "32-true",
         max_epochs=1,  # one pass over the run's batches, however many epochs of questions they are
         max_steps=len(order_SN),
         accumulate_grad_batches=config.accumulate,
@@ -472,8 +479,10 @@ def _write_curve(made: Run, curve: Sequence[averages.Point], alpha: float) -> No
         partial.write_text(drawn)
 
 
-def _uses_bf16(precision: Precision, on_cuda: bool) -> bool:
-    return precision is Precision.bf16 or (precision is Precision.auto and on_cuda)
+def _uses_bf16(trainer: TrainerConfig) -> bool:
+    if trainer.precision is not Precision.auto:
+        return trainer.precision is Precision.bf16
+    return device_of(trainer.device).type == "cuda"
 
 
 def score_valid(scorer: Scorer, dataset: Dataset, config: TrainConfig, made: Run) -> None:

@@ -77,12 +77,6 @@ def test_an_unfinished_run_is_taken_up_on_another_machine(tmp_path: Path) -> Non
     assert again.config.read_text() == "seed: 1\ntrainer: {workers: 1}\n"
 
 
-def test_an_unfinished_run_is_not_taken_up_with_other_arithmetic(tmp_path: Path) -> None:
-    run.start(tmp_path / "a", "trainer: {precision: fp32}\n", resume=False, facts={})
-    with pytest.raises(ClipstemError, match=r"'trainer\.precision': is bf16, but .* with fp32"):
-        run.start(tmp_path / "a", "trainer: {precision: bf16}\n", resume=True, facts={})
-
-
 def test_an_unfinished_run_is_not_taken_up_with_other_settings(tmp_path: Path) -> None:
     unfinished(tmp_path / "a")
     with pytest.raises(ClipstemError, match=r"conf key 'seed': is 2, but .*a began with 1; resume"):

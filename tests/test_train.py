@@ -364,6 +364,28 @@ def test_questions_with_broken_pictures_are_skipped_counted_and_listed(tmp_path:
         train(replace(given, out=str(tmp_path / "other")))
 
 
+def test_a_run_is_not_taken_up_with_other_arithmetic(
+    drawn_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("clipstem.train._fit", killed)
+    given = training(drawn_data, tmp_path / "run")  # precision=auto, which is fp32 on a CPU
+    with pytest.raises(ZeroDivisionError):
+        train(given)
+    fp32, bf16 = (
+        replace(given, resume=True, trainer=replace(given.trainer, precision=it))
+        for it in (Precision.fp32, Precision.bf16)
+    )
+    with pytest.raises(
+        ClipstemError, match=r"'trainer\.precision': .*run began in fp32 and would "
+    ):
+        train(bf16)
+    with pytest.raises(ZeroDivisionError):
+        train(fp32)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
