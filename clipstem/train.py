@@ -167,8 +167,8 @@ def _begin(
     if made.facts.get("in_bf16", facts["in_bf16"]) != facts["in_bf16"]:
         began, now = ("fp32", "bf16") if facts["in_bf16"] else ("bf16", "fp32")
         raise ClipstemError(
-            f"conf key 'trainer.precision': {made.folder} began in {began} and would go on in {now}; "
-            f"resume with trainer.precision={began}, or choose another out=<folder>"
+            f"conf key 'trainer.precision': {made.folder} began in {began} and would go on in "
+            f"{now}; resume with trainer.precision={began}, or choose another out=<folder>"
         )
     if made.facts.get("supervision") != facts.get("supervision"):
         raise ClipstemError(
