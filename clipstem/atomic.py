@@ -83,7 +83,7 @@ def require_new(path: Path, setting: str = "") -> None:
     `setting` is how another one is given, such as out=<folder>.
 
     Raises:
-        ClipstemError: if it exists, lies in what is no folder of ours to write to, or is no name.
+        ClipstemError: if it exists, lies in what is no folder that can be written to, or is no name.
     """
     instead = f"give another {setting}" if setting else "choose another name or move it away"
     try:
@@ -91,12 +91,14 @@ def require_new(path: Path, setting: str = "") -> None:
             raise ClipstemError(f"{path} exists and is never overwritten; {instead}")
         _is_there(path.with_name(PARTIAL.format(path.name) + 8 * "x"))  # may be too long a name
         above = next(it for it in path.absolute().parents if _is_there(it))
+        for name in path.absolute().relative_to(above).parts:
+            _is_there(above / name)
     except OSError as error:
         raise ClipstemError(f"{path}: cannot be made ({error.strerror}); {instead}") from None
     if not above.is_dir():
         raise ClipstemError(f"{path}: cannot be made, {above} is no folder; {instead}")
     if not os.access(above, os.W_OK | os.X_OK):
-        raise ClipstemError(f"{path}: cannot be made, {above} is not ours to write to; {instead}")
+        raise ClipstemError(f"{path}: cannot be made, {above} cannot be written to; {instead}")
 
 
 def _is_there(path: Path) -> bool:

@@ -52,6 +52,8 @@ def _lock(sweep: Sweep, job: str) -> Path:
 
 
 def _is_held(lock: Path) -> bool:
+    if not lock.exists():  # of a folder that was copied from elsewhere
+        return False
     with lock.open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

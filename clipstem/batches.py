@@ -114,12 +114,16 @@ class Batches:
         Raises:
             ClipstemError: if no question has pictures that decode.
         """
-        for number in np.concatenate([self.order_SN[step:], self.order_SN[:step]]).flat:
-            if number != NOBODY:
-                (question,) = self.dataset.read(self.split, [number])
-                batch, _ = self._whole([question, *[None] * (size - 1)], step)
-                if batch is not None:
-                    return replace(batch, ids=("",) * size, weight_Q=0 * batch.weight_Q)
+        others = np.concatenate([self.order_SN[step:], self.order_SN[:step]]).ravel()
+        if self.decodes:  # else only those of the batches are known
+            others = np.append(
+                others, usable(self.dataset, self.split, answered=False).nonzero()[0]
+            )
+        for number in dict.fromkeys(others[others != NOBODY].tolist()):
+            (question,) = self.dataset.read(self.split, [number])
+            batch, _ = self._whole([question, *[None] * (size - 1)], step)
+            if batch is not None:
+                return replace(batch, ids=("",) * size, weight_Q=0 * batch.weight_Q)
         id, reason = skipped[-1]
         # Plain: what comes from a worker is made again from its text alone.
         raise ClipstemError(

@@ -210,8 +210,12 @@ def check_keys(schema: type, overrides: Sequence[str]) -> None:
         if not _is_known(schema, key.split(".")):
             raise ClipstemError(_unknown(schema, key))
         value = override.split("=", 1)[1]
-        if _is_list(schema, key.split(".")) and not re.match(r"[\['\"$]|null$", value):
+        if _is_list(schema, key.split(".")) and not _MAY_BE_LIST.match(value):
             raise ClipstemError(f"conf key '{key}': is {value}; expected a list, {key}=[{value}]")
+
+
+_MAY_BE_LIST = re.compile(r"\s*(?:[\['\"$]|\w+\(|null\s*$)", re.I)
+"""A list, a quoted or interpolated value, or one of Hydra's functions of a sweep."""
 
 
 def _check_choice(group: Sequence[Path], choice: str) -> None:

@@ -191,6 +191,7 @@ class Engine(ABC):
                 "perturbation": dataset.perturbation,
                 "without_picture": int((~flags).sum()),
                 "skipped": len(skipped),
+                "max_skipped_fraction": self.max_skipped_fraction,
                 "source_rows": dataset.manifest.source_rows.get(split, len(flags)),
                 "seconds": round(seconds, 3),
             },

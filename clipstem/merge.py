@@ -48,9 +48,22 @@ def join(files: Sequence[Path]) -> Predictions:
         raise ClipstemError(f"part {said} of {parts} is missing; nothing is merged")
     ordered = [found_of_part[part] for part in sorted(found_of_part)]
     whole = prediction.joined(ordered)
+    _refuse_too_many_skipped(whole)
     provenance = {key: it for key, it in whole.provenance.items() if key not in ("part", "parts")}
     provenance["seconds"] = round(sum(part.provenance["seconds"] for part in ordered), 3)
     return replace(whole, provenance={**provenance, "merged_parts": parts})
+
+
+def _refuse_too_many_skipped(whole: Predictions) -> None:
+    """Each part was allowed its share of the whole split's broken pictures."""
+    most = whole.provenance.get("max_skipped_fraction", 1.0)
+    questions = len(whole) + len(whole.skipped)
+    if len(whole.skipped) > most * max(questions, 100):
+        raise ClipstemError(
+            f"{len(whole.skipped):,} of {questions:,} questions have broken pictures, more than "
+            f"trainer.max_skipped_fraction={most:g} of the parts; prepare the data again with "
+            "verify=decode"
+        )
 
 
 def _refuse_what_differs(

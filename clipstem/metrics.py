@@ -36,11 +36,11 @@ def fit_temperature(logits_QK: Floats, answer_Q: Ints) -> float:
 
     That of greatest likelihood (Guo et al. 2017, "On Calibration of Modern Neural Networks") under
     a prior: 1/t has a gamma distribution of shape 2 and rate 1, so that 1 is most probable, which
-    cross-entropy aims at in training. It counts little beside a hundred questions; without it a
-    model that is right in all of a few would be taken to be sure of everything. What is maximised
-    is concave in 1/t, so its slope has one zero, found by bisection of log(1/t).
-    A right option that got no logit, as `problem_picture=reference` leaves some, says nothing about
-    the temperature.
+    cross-entropy aims at in training. It counts little beside a hundred questions, where t is far
+    from 1 beside a thousand; without it a model that is right in all of a few would be taken to be
+    sure of everything. What is maximised is concave in 1/t, so its slope has one zero, found by
+    bisection of log(1/t). A right option that got no logit, as `problem_picture=reference` leaves
+    some, says nothing about the temperature.
 
     Raises:
         ClipstemError: without a question whose answer is known.

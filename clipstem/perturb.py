@@ -161,8 +161,9 @@ def exchanged(names: Sequence[Any], seed: int) -> npt.NDArray[np.int64]:
 def perturb(question: Question, change: Change) -> Question:
     """The changed question, with its own id, options in their order, and answer.
 
-    `shuffled_pictures` is not among these changes: it needs the other questions. A question with a
-    picture that does not decode stays as it is: whoever makes a batch of it skips it.
+    `shuffled_pictures` is not among these changes: it needs the other questions. A question whose
+    picture would be changed and does not decode stays as it is: whoever makes a batch of it skips
+    it.
     """
     rng = np.random.default_rng([change.seed, *question.id.encode()])
     strength = change.strength or 0.0

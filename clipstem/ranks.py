@@ -192,8 +192,11 @@ def start(count: int, function: Callable[[Any], object], config: Any) -> None:
             if not said.empty():
                 raise ClipstemError(said.get()) from None
             statuses = [process.exitcode for process in ranks.processes]
-            if asked and {*statuses} <= {0, *(-number for number in SIGNALS), STOPPED}:
-                raise SystemExit(STOPPED) from None  # also before they have begun to listen
+            # Also before they have begun to listen, or in torch's wait for the others, which hears
+            # nothing, so that it takes a SIGKILL.
+            killed = {-number for number in (*SIGNALS, signal.SIGKILL)}
+            if asked and {*statuses} <= {0, STOPPED, *killed}:
+                raise SystemExit(STOPPED) from None
             for number, status in enumerate(statuses):
                 if status < 0 and status != -signal.SIGTERM:  # ours, to end the others
                     name = signal.Signals(-status).name

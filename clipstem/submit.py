@@ -184,15 +184,17 @@ def standings(made: Sweep) -> list[Standing]:
     Raises:
         ClipstemError: if SLURM does not answer.
     """
-    attempts_of = {task.number: made.attempts(task.number) for task in made.tasks}
-    ended = {number for number, found in attempts_of.items() if found and found[-1].status == 0}
+    tasks = made.tasks
+    ended = {
+        it.number for it in tasks if any(past.status == 0 for past in made.attempts(it.number))
+    }
     alive: dict[int, Live] = {}
     for submission in made.submissions:
         if not ended.issuperset(submission.tasks):  # else nobody need be asked
             alive |= live(made, submission)
     found = []
-    for task in made.tasks:
-        attempts = attempts_of[task.number]
+    for task in tasks:
+        attempts = made.attempts(task.number)  # read last: it may have ended while SLURM was asked
         state, why = state_of(attempts, alive.get(task.number))
         found.append(Standing(task, attempts, state, why))
     return _explained(made, found)
@@ -270,6 +272,8 @@ def merge(made: Sweep, preds_txt: str | None = None) -> None:
     if unfinished:
         said = ", ".join(f"{it.task.number} {it.state.value}" for it in unfinished)
         raise ClipstemError(f"{made.folder}: not every task is finished, so none is merged: {said}")
+    if preds_txt is not None and made.verb is SweepVerb.train:
+        raise ClipstemError("conf key 'preds_txt': is for predictions; these tasks are trainings")
     if made.verb is SweepVerb.predict:
         file = made.folder / PREDICTIONS
         if preds_txt is not None:

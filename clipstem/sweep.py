@@ -32,6 +32,7 @@ from clipstem.run import Run, environment
 from clipstem.stopping import SIGNALS, STOPPED
 
 MANIFEST = "sweep.json"
+KEYS = ("verb", "cwd", "tasks", "submissions")  # of it, which are used
 GOES_ON = (STOPPED, *(128 + number for number in SIGNALS))
 """Exit statuses of what was asked to stop and is to go on: 75 if it has saved, else a signal's."""
 
@@ -134,6 +135,8 @@ class Sweep:
             ) from None
         except (OSError, ValueError) as error:
             raise ClipstemError(f"{self.folder / MANIFEST}: cannot be read ({error})") from None
+        if not isinstance(manifest, dict) or not {*KEYS} <= manifest.keys():
+            raise ClipstemError(f"{self.folder / MANIFEST}: lacks some of {', '.join(KEYS)}")
         return manifest
 
     @property

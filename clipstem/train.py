@@ -158,8 +158,6 @@ def _begin(
             "another out=<folder>"
         ) from None
     begun = made.facts_as(_Begun, resumed=[])
-    if config.resume:
-        made.write_facts(resumed=[*begun.resumed, run.environment()])
     if begun.data_sha256 != data_sha256:
         raise ClipstemError(
             f"{config.data}: is not the data that {made.folder} began with (data_sha256 differs)"
@@ -175,6 +173,8 @@ def _begin(
             f"{made.folder}: began with other contents of its files of weights or teachers (their "
             "sha256 are in run.json); put those back, or choose another out=<folder>"
         )
+    if config.resume:
+        made.write_facts(resumed=[*begun.resumed, run.environment()])
     return made, *made.last_whole_checkpoint(_damage)
 
 

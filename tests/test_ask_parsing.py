@@ -84,6 +84,7 @@ def test_an_options_text_is_understood(form: str, option: int) -> None:
         ("The answer is −3.", ("3", "-3"), 1, Way.TEXT),
         ("−5 m", ("5 m", "-5 m"), 1, Way.TEXT),
         ("The answer is –5", ("−5", "5"), 0, Way.TEXT),
+        ("points 1,3 and 5 of it", ("points 1, 3 and 5 of it", "none"), 0, Way.NEAR),
         ("-5 metres", ("5 meters", "-5 meters"), 1, Way.NEAR),
         (".5%", ("5%", "50%", "0.5%"), 2, Way.TEXT),
         ("north-east", ("north", "northeast", "east"), 1, Way.NEAR),

@@ -90,10 +90,11 @@ def test_a_file_can_be_replaced_and_survives_a_broken_replacement(tmp_path: Path
     ("name", "message"),
     [
         ("file/under/it", "file/under/it: cannot be made, .*/file is no folder; give another out="),
+        ("new/" + "x" * 300 + "/name", "cannot be made .File name too long.; give another out="),
         ("x" * 240, "cannot be made .File name too long.; give another out="),
         (
             "locked/deep/name",
-            "cannot be made, .*/locked is not ours to write to; give another out=",
+            "cannot be made, .*/locked cannot be written to; give another out=",
         ),
         ("nowhere", "nowhere exists and is never overwritten; give another out=<file>"),
     ],

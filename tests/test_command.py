@@ -232,6 +232,8 @@ def test_values_of_the_wrong_type_are_named(values: dict[str, Any], message: str
         ),
         ("distill.teachers=[a.parquet]", None),
         ("distill.teachers=${x}", None),
+        ("distill.teachers=choice([a],[b])", None),
+        ("distill.teachers= Null", None),
         ("data.x=1", None),
         ("model.architecture.embed_dim=3", None),
         ("model=tiny", None),

@@ -75,6 +75,19 @@ def test_what_parts_have_left_out_is_joined_too(tmp_path: Path) -> None:
             join(files)
 
 
+def test_parts_may_not_leave_out_more_than_the_whole(tmp_path: Path) -> None:
+    files = write_parts(tmp_path, 2)
+    for part, file in enumerate(files):
+        found = prediction.read(file)
+        facts = {**found.provenance, "skipped": 1, "max_skipped_fraction": 0.01}
+        skipped = ((f"broken-{part}", "is truncated"),)
+        replace(found, provenance=facts, skipped=skipped).write(file, replace=True)
+    with pytest.raises(
+        ClipstemError, match=r"^2 of 6 questions have broken pictures, more than tr"
+    ):
+        join(files)
+
+
 @pytest.fixture(scope="module")
 def six_parts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return write_parts(tmp_path_factory.mktemp("parts"), 6)

@@ -239,6 +239,7 @@ def test_with_broken_pictures_the_rest_comes_through_exactly(
         {"perturb": Perturbation.blur},
         {"perturb": Perturbation.typos, "batch_size": 1},
         {"part": 2, "parts": 4},
+        {"part": 2, "parts": 30},  # nothing else is in it
     ],
 )
 def test_one_broken_picture_is_skipped_however_the_split_is_asked(
@@ -253,7 +254,7 @@ def test_one_broken_picture_is_skipped_however_the_split_is_asked(
         out=str(tmp_path / "p.parquet"),
     )
     if "parts" in changes:
-        changes |= {"part": 1 + ids.index("q11") * 4 // 30}
+        changes |= {"part": 1 + ids.index("q11") * changes["parts"] // 30}
     found = predict(replace(config, **changes))["train"]
     assert [id for id, _ in found.skipped] == ["q11"]
     if "parts" not in changes:

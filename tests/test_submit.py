@@ -183,6 +183,32 @@ def test_tasks_on_this_machine_run_one_by_one(
     assert len(made.submissions) == 1
 
 
+def test_a_task_that_ends_while_slurm_is_asked_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = sweep.create(tmp_path / "s", SweepVerb.predict, [Task(1, ("x",), tmp_path / "1")], "t")
+    made.add(Submission(Where.slurm, "12", (1,)))
+    made.began(1, "12")
+
+    def ends_meanwhile(_: Submission) -> dict[int, Live]:
+        made.ended(1, 0)
+        return {}
+
+    monkeypatch.setattr(slurm, "live", ends_meanwhile)
+    assert [it.state for it in standings(made)] == [State.finished]
+
+
+def test_trainings_have_no_leaderboard_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = sweep.create(tmp_path / "s", SweepVerb.train, [Task(1, ("x",), tmp_path / "1")], "t")
+    made.began(1, "local-1")
+    made.ended(1, 0)
+    with pytest.raises(SystemExit):
+        submit(monkeypatch, "merge", f"out={made.folder}", "preds_txt=p.txt")
+    assert "'preds_txt': is for predictions; these tasks are trainings" in capsys.readouterr().err
+
+
 def test_slurm_is_not_asked_about_what_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

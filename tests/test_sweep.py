@@ -46,9 +46,10 @@ def test_a_folder_that_is_no_sweep_is_named(tmp_path: Path) -> None:
 
 
 def test_a_damaged_manifest_is_named(made: Sweep) -> None:
-    (made.folder / "sweep.json").write_text("{")
-    with pytest.raises(ClipstemError, match=r"sweep\.json: cannot be read"):
-        assert made.tasks
+    for text, message in (("{", "cannot be read"), ("[]", "lacks some of"), ("{}", "lacks some")):
+        (made.folder / "sweep.json").write_text(text)
+        with pytest.raises(ClipstemError, match=rf"sweep\.json: {message}"):
+            assert made.tasks
 
 
 def test_attempts_are_what_the_task_wrote(made: Sweep) -> None:

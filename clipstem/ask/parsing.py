@@ -226,7 +226,7 @@ def _named(said: str, names: Sequence[str]) -> int | None:
     return found[0] if len(found) == 1 and not _DENIES.search(rest) else None
 
 
-_NUMBER = re.compile(r"(?:(?<!\w)-)?\d+(?:[.,]\d+)*")
+_NUMBER = re.compile(r"(?:(?<!\w)-)?\d+")
 
 
 def _nearest(said: str, names: Sequence[str]) -> int | None:
