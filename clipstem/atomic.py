@@ -83,7 +83,7 @@ def require_new(path: Path, setting: str = "") -> None:
     `setting` is how another one is given, such as out=<folder>.
 
     Raises:
-        ClipstemError: if it exists, lies in what is no folder that can be written to, or is no name.
+        ClipstemError: if it exists, lies in what is no folder or cannot be written, or is no name.
     """
     instead = f"give another {setting}" if setting else "choose another name or move it away"
     try:

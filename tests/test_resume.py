@@ -145,7 +145,5 @@ def test_a_run_cannot_begin_on_a_disk_that_takes_nothing(
 ) -> None:
     remount(small_disk, "ro")
     with pytest.raises(ClipstemError, match=r"run: cannot be made, .*disk cannot be written to"):
-        ClipstemError, match=r"run: cannot be made, .*disk cannot be written to; give"
-    ):
         train(an_epoch(drawn_data, small_disk / "run"))
     assert files(small_disk) == {}
