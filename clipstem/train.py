@@ -94,8 +94,18 @@ def _train(config: TrainConfig, stop: StopRequest, to_release: contextlib.ExitSt
         learning, broken = scorer, dict[str, str]()
         if config.tune.mode is TuneMode.head and config.tune.reuse_features:
             learning, broken = _remembering(config, dataset, order_SN, scorer)
-        begun = (made, checkpoint, done)
-        kept = _fit(config, dataset, order_SN, supervised, learning, broken, *begun, stop)
+        kept = _fit(
+            config,
+            dataset,
+            order_SN,
+            supervised,
+            learning,
+            broken,
+            made,
+            checkpoint,
+            done,
+            stop,
+        )
         _choose_weights(config, dataset, kept, learning, made)
     # ---- what comes out, calibrated on tune, scored on valid
     if has_answers(dataset, "tune"):

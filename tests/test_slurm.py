@@ -36,6 +36,11 @@ pytestmark = [
     pytest.mark.skipif(bool(cluster.why_not()), reason=cluster.why_not()),
 ]
 
+HANGS = """
+import sys, time
+if "clipstem.predict" in sys.orig_argv:
+    time.sleep(3600)
+"""
 STEPS = 480  # so many that a fast machine is not done before the test has acted
 SCRIPTS = sorted((readme.ROOT / "scripts").glob("*.sbatch"))
 SWEEPS = readme.ROOT / "scripts" / "sweeps"
@@ -195,6 +200,20 @@ def test_a_task_is_requeued_before_its_time_limit_but_not_when_it_is_cancelled(
     subprocess.run(["scancel", sweep.submissions[0].job], check=True)
     wait_for(lambda: state_of(sweep, 1) is State.failed, "its end")
     assert "CANCELLED says SLURM" in standings(sweep)[0].why
+
+
+def test_a_prediction_that_reaches_its_time_limit_has_failed_and_is_not_requeued(
+    folder: Path, drawn_data: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "hangs").mkdir()  # on every machine longer than SLURM's shortest limit
+    (folder / "hangs" / "sitecustomize.py").write_text(HANGS)
+    Path("one.txt").write_text(f"bundle={tiny_bundle} data={drawn_data} split=valid out=p.parquet")
+    monkeypatch.setenv("PYTHONPATH", str(folder / "hangs"))
+    submit("verb=predict", "tasks=one.txt", "sbatch=[--time 1]")
+    sweep = Sweep(Path("sweeps/one").absolute())
+    wait_for(lambda: state_of(sweep, 1) is State.failed, "its end at the time limit")
+    assert "TIMEOUT says SLURM" in standings(sweep)[0].why and len(sweep.attempts(1)) == 1
+    assert not cluster.squeue(dict(os.environ))
 
 
 def test_srun_starts_ranks_on_several_nodes(folder: Path, drawn_data: Path) -> None:
